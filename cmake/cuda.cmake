@@ -1,0 +1,32 @@
+# CUDA is optional: AUTO takes it where a compiler is found, ON insists, OFF never looks.
+set(PNS_CUDA "AUTO" CACHE STRING "AUTO|ON|OFF")
+set(PNS_HAS_CUDA OFF)
+
+if(NOT PNS_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "PNS_CUDA must be AUTO, ON or OFF, not '${PNS_CUDA}'")
+endif()
+if(NOT PNS_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      # An explicit list, the last entry with PTX for what comes after it.
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120)
+    endif()
+    set(CMAKE_CUDA_STANDARD 17)
+    enable_language(CUDA)
+    set(PNS_HAS_CUDA ON)
+  elseif(PNS_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "PNS_CUDA=ON, but no CUDA compiler was found (set CUDACXX or PATH)")
+  endif()
+endif()
+message(STATUS "pns_fast: CUDA ${PNS_HAS_CUDA} (PNS_CUDA=${PNS_CUDA})")
+
+function(pns_set_cuda target)
+  # A static runtime: the wheel imports on machines without CUDA and never meets torch's copy.
+  set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v --expt-relaxed-constexpr>)
+  if(PNS_WERROR)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>)
+  endif()
+endfunction()

@@ -1,0 +1,26 @@
+# One file a SIMD level and kernel: only <kernel>_avx2.cpp and <kernel>_avx512.cpp are built with those flags,
+# so that the module loads on any processor and cpuid picks the level at run time.
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" PNS_PROCESSOR)
+if(PNS_PROCESSOR MATCHES "^(x86_64|amd64)$")
+  set(PNS_X86 ON)
+else()
+  set(PNS_X86 OFF)
+endif()
+
+set(PNS_AVX2_FLAGS -mavx2 -mfma -mf16c -ffp-contract=fast)
+set(PNS_AVX512_FLAGS ${PNS_AVX2_FLAGS} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+
+function(pns_add_simd_sources target)
+  if(NOT PNS_X86)
+    return()
+  endif()
+  target_compile_definitions(${target} PRIVATE PNS_X86=1)
+  foreach(kernel IN LISTS ARGN)
+    foreach(level avx2 avx512)
+      string(TOUPPER ${level} LEVEL)
+      set(source csrc/kernels/${kernel}/${kernel}_${level}.cpp)
+      target_sources(${target} PRIVATE ${source})
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${PNS_${LEVEL}_FLAGS}")
+    endforeach()
+  endforeach()
+endfunction()

@@ -1,0 +1,23 @@
+// Shared by the binding files. Python checks shapes, dtypes, devices and contiguity before a pointer leaves it
+// (pns_fast/ops); addresses arrive as integers (tensor.data_ptr()).
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace pns {
+
+template <typename T>
+T* as_pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+void bind_topk_mask(pybind11::module_& m);
+void bind_best_match(pybind11::module_& m);
+void bind_masked_linear(pybind11::module_& m);
+void bind_mlp_trainer(pybind11::module_& m);
+
+}  // namespace pns

@@ -1,0 +1,64 @@
+// Compressed rows (CSR) and the one product every sparse path is made of.
+//
+// Activations are feature-major, [feature][batch], batch innermost: one kept weight then feeds whole vectors of
+// the batch, whatever the pattern. Per entry and V vectors: 1 broadcast, V loads, V FMAs.
+#pragma once
+
+#include <cstdint>
+
+#include "core/vec.h"
+
+namespace pns {
+
+template <typename T>
+struct SparseRows {
+  int64_t n_rows;
+  const int64_t* begin;   // [n_rows + 1]
+  const int32_t* column;  // [begin[n_rows]]
+  const T* value;         // [entries]; with `entry`, value[entry[k]] is the k-th
+  const int32_t* entry;   // null, or the position of each value: rows of a transpose share the values
+};
+
+namespace {
+
+// acc[v] = sum over row r's entries k of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
+// an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle.
+template <int V, typename Vector, typename T>
+inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
+  Vector second[V];
+  for (int v = 0; v < V; ++v) acc[v] = second[v] = Vector::zero();
+  const int64_t end = a.begin[r + 1];
+  int64_t k = a.begin[r];
+  auto add = [&](int64_t at, Vector* sum) {
+    const Vector w = Vector::broadcast(a.value[a.entry == nullptr ? at : a.entry[at]]);
+    const T* row = x + a.column[at] * stride;
+    for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(row + v * Vector::kLanes), sum[v]);
+  };
+  for (; k + 1 < end; k += 2) {
+    add(k, acc);
+    add(k + 1, second);
+  }
+  if (k < end) add(k, acc);
+  for (int v = 0; v < V; ++v) acc[v] = acc[v] + second[v];
+}
+
+// out[j] = sum over the batch of a[row[j]][b] * x[column[j]][b] for n entries, n at most Vector::kLanes
+// (the gradient of kept weights). a and x are [feature][n_vectors * lanes].
+template <typename Vector, typename T>
+inline Vector sparse_dots(const int32_t* row, const int32_t* column, int n, const T* a, const T* x,
+                          int64_t stride, int n_vectors) {
+  Vector acc[Vector::kLanes];
+  for (int j = 0; j < n; ++j) {
+    const T* left = a + row[j] * stride;
+    const T* right = x + column[j] * stride;
+    acc[j] = Vector::load(left) * Vector::load(right);
+    for (int v = 1; v < n_vectors; ++v) {
+      acc[j] = fma(Vector::load(left + v * Vector::kLanes), Vector::load(right + v * Vector::kLanes), acc[j]);
+    }
+  }
+  for (int j = n; j < Vector::kLanes; ++j) acc[j] = Vector::zero();
+  return horizontal_sums(acc);
+}
+
+}  // namespace
+}  // namespace pns

@@ -1,0 +1,36 @@
+// masked_linear over one batch tile, written once over Vec<T, W>. Rows [row_begin, row_end) are this call's.
+#pragma once
+
+#include "core/sparse_rows.h"
+#include "core/vec.h"
+#include "kernels/masked_linear/masked_linear.h"
+
+namespace pns {
+namespace {
+
+template <typename T, int W>
+void masked_tile(MaskedProduct product, const MaskedTile<T>& t, int64_t row_begin, int64_t row_end) {
+  using Vector = Vec<T, W>;
+  if (product == MaskedProduct::kOuter) {
+    for (int64_t k = t.begin[row_begin]; k < t.begin[row_end]; k += W) {
+      const int n = static_cast<int>(t.begin[row_end] - k < W ? t.begin[row_end] - k : W);
+      T dots[W];
+      sparse_dots<Vector>(t.row + k, t.column + k, n, t.grad, t.x, kBatchTile, kBatchTile / W).store(dots);
+      for (int j = 0; j < n; ++j) t.y[k + j] += dots[j];
+    }
+    return;
+  }
+  constexpr int kVectors = 4;  // 4 accumulators twice, see sparse_row_product
+  const SparseRows<T> rows{t.n_rows, t.begin, t.column, t.value, nullptr};
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const Vector bias = Vector::broadcast(t.bias == nullptr ? T{0} : t.bias[r]);
+    for (int64_t b = 0; b < kBatchTile; b += kVectors * W) {
+      Vector acc[kVectors];
+      sparse_row_product<kVectors>(rows, r, t.x + b, kBatchTile, acc);
+      for (int v = 0; v < kVectors; ++v) (acc[v] + bias).store(t.y + r * kBatchTile + b + v * W);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pns

@@ -1,0 +1,104 @@
+// The dense path of the trainer: register-blocked products, R rows x V vectors of accumulators, so that each loaded
+// vector feeds R FMAs and each broadcast weight V. 24 accumulators of 32 registers (AVX-512), 12 of 16 (AVX2): enough
+// chains to hide 4 cycles of FMA latency at two a cycle.
+#pragma once
+
+#include "core/vec.h"
+#include "kernels/mlp_trainer/network.h"
+#include "kernels/mlp_trainer/update_body.h"
+
+namespace pns {
+namespace {
+
+// acc[r][v] = sum_k a[(row + r) * row_step + k * k_step] * x[k * stride + v], k ascending.
+template <int W, int V, int R, typename Finish>
+inline void dense_block(const float* a, int64_t row_step, int64_t k_step, int64_t row, int64_t n_k, const float* x,
+                        int64_t stride, Finish&& finish) {
+  using Vector = Vec<float, W>;
+  Vector acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) acc[r][v] = Vector::zero();
+  }
+  const float* first = a + row * row_step;
+  for (int64_t k = 0; k < n_k; ++k) {
+    Vector column[V];
+    for (int v = 0; v < V; ++v) column[v] = Vector::load(x + k * stride + v * W);
+    for (int r = 0; r < R; ++r) {
+      const Vector w = Vector::broadcast(first[r * row_step + k * k_step]);
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(w, column[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) finish(row + r, acc[r]);
+}
+
+// finish(row, acc[V]) for each of n_rows rows of A x; A's element (row, k) lies at row * row_step + k * k_step.
+template <int W, int V, typename Finish>
+inline void dense_product(const float* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const float* x,
+                          int64_t stride, Finish&& finish) {
+  constexpr int R = (W == 16 ? 24 : 12) / (V < 2 ? 2 : V);
+  int64_t row = 0;
+  for (; row + R <= n_rows; row += R) dense_block<W, V, R>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row + 4 <= n_rows; row += 4) dense_block<W, V, 4>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row < n_rows; ++row) dense_block<W, V, 1>(a, row_step, k_step, row, n_k, x, stride, finish);
+}
+
+// out[b][i] = x[i][b], i padded with zeros to row_stride, b padded to whole vectors.
+template <int W>
+inline void transpose_batch(const float* x, int64_t stride, int64_t n_in, int64_t row_stride, int64_t n_batch, float* out) {
+  using Vector = Vec<float, W>;
+  for (int64_t i = 0; i < row_stride; i += W) {
+    for (int64_t b = 0; b < n_batch; b += W) {
+      Vector block[W];
+      for (int j = 0; j < W; ++j) block[j] = i + j < n_in ? Vector::load(x + (i + j) * stride + b) : Vector::zero();
+      transpose(block);
+      for (int j = 0; j < W; ++j) block[j].store(out + (b + j) * row_stride + i);
+    }
+  }
+}
+
+template <int W, int R, int U>
+inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row, int64_t i,
+                                 const Updater<W>& updater) {
+  using Vector = Vec<float, W>;
+  Vector acc[R][U];
+  for (int r = 0; r < R; ++r) {
+    for (int u = 0; u < U; ++u) acc[r][u] = Vector::zero();
+  }
+  const float* delta = layer.delta.data() + row * stride;
+  for (int64_t b = 0; b < n_batch; ++b) {
+    Vector x[U];
+    for (int u = 0; u < U; ++u) x[u] = Vector::load(xt + b * layer.row_stride + i + u * W);
+    for (int r = 0; r < R; ++r) {
+      const Vector d = Vector::broadcast(delta[r * stride + b]);
+      for (int u = 0; u < U; ++u) acc[r][u] = fma(d, x[u], acc[r][u]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int u = 0; u < U; ++u) {
+      const int64_t k = (row + r) * layer.row_stride + i + u * W;
+      updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k,
+                    acc[r][u] * Vector::load(layer.factor.data() + k));
+    }
+  }
+}
+
+template <int W, int U>
+inline void dense_gradient_columns(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t i,
+                                   const Updater<W>& updater) {
+  constexpr int R = (W == 16 ? 24 : 12) / (U < 2 ? 2 : U);
+  int64_t row = 0;
+  for (; row + R <= layer.n_out; row += R) dense_gradient_block<W, R, U>(layer, xt, stride, n_batch, row, i, updater);
+  for (; row < layer.n_out; ++row) dense_gradient_block<W, 1, U>(layer, xt, stride, n_batch, row, i, updater);
+}
+
+// The gradient of all weights, xt [batch][row_stride], and their update while it is still in registers.
+template <int W>
+inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, const Updater<W>& updater) {
+  int64_t i = 0;
+  for (; i + 4 * W <= layer.row_stride; i += 4 * W) dense_gradient_columns<W, 4>(layer, xt, stride, n_batch, i, updater);
+  for (; i + 2 * W <= layer.row_stride; i += 2 * W) dense_gradient_columns<W, 2>(layer, xt, stride, n_batch, i, updater);
+  for (; i < layer.row_stride; i += W) dense_gradient_columns<W, 1>(layer, xt, stride, n_batch, i, updater);
+}
+
+}  // namespace
+}  // namespace pns

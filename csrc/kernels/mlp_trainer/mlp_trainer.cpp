@@ -1,0 +1,329 @@
+// The plain step (the truth, and the baseline level), the epoch loop around every level's step, and the share-out of
+// networks among threads.
+#include "kernels/mlp_trainer/mlp_trainer.h"
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "core/flush_denormals.h"
+#include "core/parallel.h"
+#include "core/simd_level.h"
+#include "kernels/mlp_trainer/network.h"
+#include "kernels/topk_mask/topk_mask.h"
+
+namespace pns {
+namespace {
+
+// The truth: compressed layers only, one sample and one parameter at a time.
+struct PlainStep {
+  static void forward(Network& net, int64_t n_batch) {
+    const int64_t stride = net.batch_stride;
+    for (size_t l = 0; l < net.layers.size(); ++l) {
+      Layer& layer = net.layers[l];
+      const float* x = net.layer_input(l);
+      for (int64_t o = 0; o < layer.n_out; ++o) {
+        for (int64_t b = 0; b < n_batch; ++b) {
+          float y = layer.bias[o];
+          for (int64_t k = layer.begin[o]; k < layer.begin[o + 1]; ++k) y += layer.weight[k] * x[layer.column[k] * stride + b];
+          if (l + 1 < net.layers.size() && y <= 0) y = 0;
+          layer.output[o * stride + b] = y;
+        }
+      }
+    }
+  }
+
+  static double loss(Network& net, int64_t n_batch, Loss kind, bool write_delta) {
+    Layer& last = net.layers.back();
+    const int64_t stride = net.batch_stride, n_out = last.n_out;
+    double sum = 0;
+    for (int64_t b = 0; b < n_batch; ++b) {
+      const float* f = last.output.data() + b;
+      if (kind == Loss::kCrossEntropy) {
+        float largest = f[0], total = 0;
+        for (int64_t c = 1; c < n_out; ++c) largest = std::max(largest, f[c * stride]);
+        for (int64_t c = 0; c < n_out; ++c) total += std::exp(f[c * stride] - largest);
+        sum += std::log(total) + largest - f[net.label[b] * stride];
+        for (int64_t c = 0; c < n_out && write_delta; ++c) {
+          const float p = std::exp(f[c * stride] - largest) / total;
+          last.delta[c * stride + b] = (p - (c == net.label[b])) / n_batch;
+        }
+      } else {
+        for (int64_t o = 0; o < n_out; ++o) {
+          const float d = f[o * stride] - net.target[o * stride + b];
+          sum += double(d) * d / n_out;
+          if (write_delta) last.delta[o * stride + b] = 2 * d / (n_batch * n_out);
+        }
+      }
+    }
+    return sum;
+  }
+
+  static void backward(Network& net, int64_t n_batch, const UpdateRule& rule) {
+    const int64_t stride = net.batch_stride;
+    for (size_t l = net.layers.size(); l-- > 0;) {
+      Layer& layer = net.layers[l];
+      const float* x = net.layer_input(l);
+      if (l > 0) {
+        Layer& below = net.layers[l - 1];
+        std::fill(below.delta.data(), below.delta.data() + below.n_out * stride, 0.0f);
+        for (int64_t k = 0; k < layer.n_entries; ++k) {
+          for (int64_t b = 0; b < n_batch; ++b) {
+            const int64_t i = layer.column[k] * stride + b;
+            if (x[i] > 0) below.delta[i] += layer.weight[k] * layer.delta[layer.row[k] * stride + b];
+          }
+        }
+      }
+      for (int64_t k = 0; k < layer.n_entries; ++k) {
+        float g = 0;
+        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] * stride + b] * x[layer.column[k] * stride + b];
+        if (layer.has_factor) g *= layer.factor[k];
+        update(rule, &layer.trained()[k], &layer.state0[k], &layer.state1[k], g);
+      }
+      for (int64_t o = 0; o < layer.n_out; ++o) {
+        float g = 0;
+        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[o * stride + b];
+        update(rule, &layer.bias_trained()[o], &layer.bias_state0[o], &layer.bias_state1[o], g * layer.bias_factor[o]);
+      }
+    }
+  }
+
+  static void update(const UpdateRule& r, float* p, float* state0, float* state1, float g) {
+    if (r.kind == Optimizer::kGradient) {
+      *p = g;
+      return;
+    }
+    g += r.weight_decay * *p;
+    if (r.kind == Optimizer::kSgd) {
+      *state0 = r.beta1 * *state0 + g;
+      *p -= r.lr * *state0;
+      return;
+    }
+    *state0 += (1 - r.beta1) * (g - *state0);
+    *state1 = r.beta2 * *state1 + (1 - r.beta2) * g * g;
+    *p -= r.step_size * *state0 / (std::sqrt(*state1) * r.inverse_sqrt_correction + r.eps);
+  }
+
+  static void batch_indices(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order) {
+    for (int64_t j = 0; j < n; ++j) order[j] = shuffled(shuffle, static_cast<uint32_t>(begin + j));
+  }
+};
+
+StepFunctions step_functions() {
+#ifdef PNS_X86
+  switch (simd_level()) {
+    case SimdLevel::kAvx512: return mlp_step_avx512();
+    case SimdLevel::kAvx2: return mlp_step_avx2();
+    default: break;
+  }
+#endif
+  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::batch_indices};
+}
+
+// One data set of the call: row-major samples.
+struct Samples {
+  int64_t n;
+  const float* x;
+  const int32_t* label;
+  const float* y;
+};
+
+// Squared sums for the best factor of each output: argmin_a sum (a f - y)^2 = sum fy / sum ff.
+struct MetricSums {
+  explicit MetricSums(int64_t n_out) : yy(n_out), fy(n_out), ff(n_out) {}
+  int64_t n_correct = 0;
+  std::vector<double> yy, fy, ff;
+};
+
+class NetworkTrainer {
+ public:
+  NetworkTrainer(const MlpTrainerParams& p, const StepFunctions& step) : p_(p), step_(step) {}
+
+  // False: stopped.
+  template <typename Stop>
+  bool train(int64_t i, Stop&& stop) {
+    net_.load(p_, i, step_.has_dense);
+    n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
+    order_.resize(net_.batch_stride);
+    n_updates_ = 0;
+    const Samples train = samples(p_.n_train, p_.x_train, p_.label_train, p_.y_train, i);
+    const Samples test = samples(p_.n_test, p_.x_test, p_.label_test, p_.y_test, i);
+    if (p_.scores != nullptr) select_scores(i, 0);
+    evaluate(test, p_.test_loss + i * (p_.epochs + 1), p_.metric + i * (p_.epochs + 1));
+    for (int64_t epoch = 0; epoch < p_.epochs; ++epoch) {
+      if (!train_epoch(i, epoch, train, stop)) return false;
+      const int64_t column = i * (p_.epochs + 1) + epoch + 1;
+      evaluate(test, p_.test_loss + column, p_.metric + column);
+    }
+    net_.store((p_.scores == nullptr ? p_.parameters_out : p_.scores_out) + i * n_parameters_);
+    return true;
+  }
+
+ private:
+  Samples samples(int64_t n, const float* x, const int32_t* label, const float* y, int64_t i) const {
+    const int64_t at = p_.dataset[i] * n;
+    return {n, x + at * p_.widths[0], label == nullptr ? nullptr : label + at,
+            y == nullptr ? nullptr : y + at * p_.widths[p_.n_layers]};
+  }
+
+  template <typename Stop>
+  bool train_epoch(int64_t i, int64_t epoch, const Samples& train, Stop&& stop) {
+    constexpr int64_t kStepsBetweenLooks = 64;
+    const Shuffle shuffle = make_shuffle(static_cast<uint32_t>(train.n), static_cast<uint64_t>(p_.keys[2 * i]),
+                                          static_cast<uint32_t>(p_.keys[2 * i + 1]), static_cast<uint32_t>(epoch));
+    // An annealed density changes with the epoch; the first epoch's is in force since before the evaluation.
+    if (p_.scores != nullptr && epoch > 0 && p_.anneal) select_scores(i, epoch);
+    double sum = 0;
+    int64_t n_steps = 0;
+    for (int64_t at = 0; at < train.n; at += p_.batch_size) {
+      if (n_steps++ % kStepsBetweenLooks == 0 && stop()) return false;
+      const int64_t n_batch = std::min(p_.batch_size, train.n - at);
+      step_.batch_indices(shuffle, at, n_batch, order_.data());
+      gather(train, order_.data(), n_batch);
+      step_.forward(net_, n_batch);
+      sum += step_.loss(net_, n_batch, p_.loss, true);
+      ++n_updates_;
+      step_.backward(net_, n_batch, rule(epoch));
+      if (p_.scores != nullptr) select_scores(i, epoch);
+    }
+    p_.train_loss[i * p_.epochs + epoch] = sum / static_cast<double>(train.n);
+    return true;
+  }
+
+  UpdateRule rule(int64_t epoch) const {
+    const double lr = p_.schedule == Schedule::kConstant
+                          ? p_.lr
+                          : p_.lr * 0.5 * (1 + std::cos(3.14159265358979323846 * epoch / p_.epochs));
+    const double correction1 = 1 - std::pow(p_.beta1, n_updates_), correction2 = 1 - std::pow(p_.beta2, n_updates_);
+    return {p_.optimizer,
+            static_cast<float>(lr),
+            static_cast<float>(p_.beta1),
+            static_cast<float>(p_.beta2),
+            static_cast<float>(p_.eps),
+            static_cast<float>(p_.weight_decay),
+            static_cast<float>(lr / correction1),
+            static_cast<float>(1 / std::sqrt(correction2))};
+  }
+
+  void gather(const Samples& data, const uint32_t* order, int64_t n_batch) {
+    const int64_t stride = net_.batch_stride, n_in = net_.n_inputs, n_out = net_.layers.back().n_out;
+    for (int64_t b = 0; b < n_batch; ++b) {
+      const float* x = data.x + int64_t{order[b]} * n_in;
+      for (int64_t f = 0; f < n_in; ++f) net_.input[f * stride + b] = x[f];
+      if (data.label != nullptr) net_.label[b] = data.label[order[b]];
+      for (int64_t o = 0; o < n_out && data.y != nullptr; ++o) {
+        net_.target[o * stride + b] = data.y[int64_t{order[b]} * n_out + o];
+      }
+    }
+  }
+
+  void evaluate(const Samples& test, double* loss, double* metric) {
+    if (p_.optimizer == Optimizer::kGradient) return;
+    const int64_t n_out = net_.layers.back().n_out;
+    MetricSums sums(n_out);
+    double total = 0;
+    for (int64_t at = 0; at < test.n; at += net_.batch_stride) {
+      const int64_t n_batch = std::min(net_.batch_stride, test.n - at);
+      for (int64_t b = 0; b < n_batch; ++b) order_[b] = static_cast<uint32_t>(at + b);
+      gather(test, order_.data(), n_batch);
+      step_.forward(net_, n_batch);
+      total += step_.loss(net_, n_batch, p_.loss, false);
+      add_metric(n_batch, &sums);
+    }
+    *loss = total / static_cast<double>(test.n);
+    if (p_.loss == Loss::kCrossEntropy) {
+      *metric = static_cast<double>(sums.n_correct) / static_cast<double>(test.n);
+      return;
+    }
+    double squares = 0;
+    for (int64_t o = 0; o < n_out; ++o) {
+      squares += sums.yy[o] - (sums.ff[o] > 0 ? sums.fy[o] * sums.fy[o] / sums.ff[o] : 0 * sums.ff[o]);
+    }
+    *metric = squares / static_cast<double>(test.n * n_out);
+  }
+
+  void add_metric(int64_t n_batch, MetricSums* sums) const {
+    const Layer& last = net_.layers.back();
+    const int64_t stride = net_.batch_stride;
+    for (int64_t b = 0; b < n_batch; ++b) {
+      int64_t best = 0;
+      for (int64_t o = 0; o < last.n_out; ++o) {
+        const double f = last.output[o * stride + b], y = net_.target[o * stride + b];
+        if (f > last.output[best * stride + b]) best = o;
+        sums->yy[o] += y * y;
+        sums->fy[o] += f * y;
+        sums->ff[o] += f * f;
+      }
+      sums->n_correct += best == net_.label[b];
+    }
+  }
+
+  // Puts the top of |score| in force: weights and biases of each layer apart.
+  void select_scores(int64_t i, int64_t epoch) {
+    const double density = p_.anneal ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
+    uint8_t* mask = p_.mask_out + i * n_parameters_;
+    for (Layer& layer : net_.layers) {
+      select_part(layer.n_stored(), layer.score.data(), layer.factor.data(), layer.weight.data(),
+                  layer.n_out * layer.n_in, mask + layer.weight_at, density,
+                  [&](int64_t k) { return layer.flat_position(k) - layer.weight_at; });
+      select_part(layer.n_out, layer.bias_score.data(), layer.bias_factor.data(), layer.bias.data(), layer.n_out,
+                  mask + layer.bias_at, density, [](int64_t k) { return k; });
+    }
+  }
+
+  template <typename Position>
+  void select_part(int64_t n_stored, const float* score, const float* frozen, float* in_force, int64_t n,
+                   uint8_t* mask, double density, Position&& position) {
+    magnitude_.resize(n);
+    for (int64_t k = 0; k < n_stored; ++k) {
+      const int64_t at = position(k);
+      // A score that diverged ranks lowest: the network goes on and its losses show it.
+      if (at >= 0) magnitude_[at] = score[k] == score[k] ? std::fabs(score[k]) : -1.0f;
+    }
+    const float* scores = magnitude_.data();
+    const int64_t keep = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9)));
+    topk_mask<float>({1, &scores, &mask, &n, keep, Ties::kIndex, 1});
+    for (int64_t k = 0; k < n_stored; ++k) {
+      const int64_t at = position(k);
+      if (at >= 0) in_force[k] = mask[at] ? frozen[k] : 0;
+    }
+  }
+
+  const MlpTrainerParams& p_;
+  const StepFunctions& step_;
+  Network net_;
+  AlignedBuffer<uint32_t> order_;
+  AlignedBuffer<float> magnitude_;
+  int64_t n_parameters_ = 0, n_updates_ = 0;
+};
+
+}  // namespace
+
+bool mlp_trainer(const MlpTrainerParams& p) {
+  const StepFunctions step = step_functions();
+  const int n_threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(p.n_threads, p.n_networks)));
+  std::vector<std::unique_ptr<NetworkTrainer>> trainers;
+  for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step));
+  std::atomic<bool> is_stopped{false};
+  parallel_items(p.n_networks, n_threads, [&](int64_t i, int worker) {
+    const FlushDenormals flush;
+    // Only the calling thread may ask (Python's signals arrive there); the others see its answer.
+    auto stop = [&] {
+      if (worker == 0 && p.should_stop && p.should_stop()) is_stopped = true;
+      return is_stopped.load(std::memory_order_relaxed);
+    };
+    if (!stop()) trainers[worker]->train(i, stop);
+  });
+  return !is_stopped;
+}
+
+void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_t* order) {
+  const Shuffle shuffle = make_shuffle(static_cast<uint32_t>(n), static_cast<uint64_t>(seed),
+                                        static_cast<uint32_t>(network), static_cast<uint32_t>(epoch));
+  std::vector<uint32_t> indices(n);
+  step_functions().batch_indices(shuffle, 0, n, indices.data());
+  std::copy(indices.begin(), indices.end(), order);
+}
+
+}  // namespace pns

@@ -1,0 +1,70 @@
+// mlp_trainer: trains N independent masked MLPs of one architecture, each for all its epochs in one visit.
+//
+//   h_0 = x,  h_l = relu(W_l h_{l-1} + b_l),  f = W_L h_{L-1} + b_L   with pruned parameters 0
+//   loss: mean cross-entropy of softmax(f), or mean squared error over batch and outputs
+//   update of kept parameters: torch's SGD (momentum) or Adam; pruned parameters are never written
+//   edge-popup (scores given): parameters stay; per layer, weights and biases apart, the top `density` of |score| are
+//   in force; every score gets dL/ds = dL/dw_in_force * w (straight through) and torch's SGD or Adam
+//
+// Shapes: N networks, D data sets, n samples, P parameters in flat layout [W_1 | b_1 | W_2 | b_2 ...], W row-major
+// [O, I]. Network i reads data set dataset[i]; its batch order in an epoch is make_shuffle(n, keys[i], epoch), core/philox.h.
+//
+// A thread owns a network from its first to its last step, so nothing depends on the number of threads or on what else
+// is in the call. Per layer the time follows the kept weights (compressed rows) or, above kDenseFrom, a
+// register-blocked dense path. State of a 100-wide network: about 1 MB dense, 30 KB at density 0.01: it stays in L2.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace pns {
+
+enum class Loss { kCrossEntropy, kMeanSquaredError };
+enum class Optimizer { kGradient, kSgd, kAdam };  // kGradient: one batch; parameters_out receives the gradient
+enum class Schedule { kConstant, kCosine };       // per epoch: lr, or lr (1 + cos(pi epoch / epochs)) / 2
+
+// From this kept fraction on a layer takes the dense path. Measured crossover of a 100 x 100 layer at batch 32 on
+// AVX-512 (bench/README.md).
+constexpr double kDenseFrom = 0.4;
+
+struct MlpTrainerParams {
+  int64_t n_networks, n_layers;
+  const int64_t* widths;      // [n_layers + 1]
+  const float* parameters;    // [N, P]
+  const uint8_t* mask;        // [N, P]
+  const float* scores;        // [N, P] or null
+  const int64_t* dataset;     // [N]
+  const int64_t* keys;        // [N, 2]: seed, network
+  int64_t n_train, n_test;
+  const float* x_train;       // [D, n_train, n_0]
+  const float* x_test;        // [D, n_test, n_0]
+  const int32_t* label_train; // [D, n_train], cross-entropy
+  const int32_t* label_test;
+  const float* y_train;       // [D, n_train, n_L], mean squared error
+  const float* y_test;
+  Loss loss;
+  int64_t epochs, batch_size;
+  Optimizer optimizer;
+  Schedule schedule;
+  double lr, beta1, beta2, eps, weight_decay;  // SGD: beta1 is the momentum
+  double density;             // edge-popup
+  bool anneal;                // edge-popup: density^((epoch + 1) / epochs)
+  double dense_from;          // kept fraction from which a layer is dense; tests force 0 and 2
+  float* parameters_out;      // [N, P]
+  float* scores_out;          // [N, P], edge-popup
+  uint8_t* mask_out;          // [N, P]
+  double* train_loss;         // [N, epochs]
+  double* test_loss;          // [N, epochs + 1]; column 0 is before training
+  double* metric;             // [N, epochs + 1]: accuracy, or mean squared error after the best factor per output
+  int n_threads;
+  // Called now and then on the calling thread; true stops the call (the output is then incomplete).
+  std::function<bool()> should_stop;
+};
+
+// False: should_stop said so.
+bool mlp_trainer(const MlpTrainerParams& p);
+
+// The order of batch_size samples from `begin` on, for tests and the Python twin.
+void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_t* order);
+
+}  // namespace pns

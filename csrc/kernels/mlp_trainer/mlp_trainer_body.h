@@ -1,0 +1,230 @@
+// The trainer's step over Vec<float, W>: lanes run along the batch (forward, input gradient) or along the inputs (dense
+// weight gradient), so that every path multiplies whole vectors. Sums run in a fixed order.
+#pragma once
+
+#include "core/sparse_rows.h"
+#include "core/vec.h"
+#include "kernels/mlp_trainer/dense_layer_body.h"
+#include "kernels/mlp_trainer/network.h"
+#include "kernels/mlp_trainer/update_body.h"
+
+namespace pns {
+namespace {
+
+template <int W>
+struct MlpStep {
+  using Vector = Vec<float, W>;
+
+  static int64_t n_vectors(int64_t n_batch) { return (n_batch + W - 1) / W; }
+
+  // f(tile of V vectors) over the batch: 4 vectors at a time, then 2, then 1.
+  template <typename F>
+  static void for_each_tile(int64_t n, F&& f) {
+    int64_t v = 0;
+    for (; v + 4 <= n; v += 4) f(std::integral_constant<int, 4>(), v * W);
+    for (; v + 2 <= n; v += 2) f(std::integral_constant<int, 2>(), v * W);
+    for (; v < n; ++v) f(std::integral_constant<int, 1>(), v * W);
+  }
+
+  static void forward(Network& net, int64_t n_batch) {
+    const int64_t stride = net.batch_stride;
+    for (size_t l = 0; l < net.layers.size(); ++l) {
+      Layer& layer = net.layers[l];
+      const float* x = net.layer_input(l);
+      const bool is_last = l + 1 == net.layers.size();
+      for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
+        constexpr int V = decltype(tile_vectors)::value;
+        auto finish = [&](int64_t o, Vector* acc) {
+          const Vector bias = Vector::broadcast(layer.bias[o]);
+          for (int v = 0; v < V; ++v) {
+            Vector y = acc[v] + bias;
+            if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
+            y.store(layer.output.data() + o * stride + at + v * W);
+          }
+        };
+        if (layer.is_dense) {
+          dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, layer.n_out, layer.n_in, x + at, stride, finish);
+        } else {
+          const SparseRows<float> rows{layer.n_out, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
+          for (int64_t o = 0; o < layer.n_out; ++o) {
+            Vector acc[V];
+            sparse_row_product<V>(rows, o, x + at, stride, acc);
+            finish(o, acc);
+          }
+        }
+      });
+    }
+  }
+
+  // relu of what is not positive: 0, but a NaN stays one, so that a network that diverged shows it.
+  static Vector keep_nan(Vector y) { return Vector{y.v != y.v ? y.v : Vector::zero().v}; }
+
+  static double loss(Network& net, int64_t n_batch, Loss kind, bool write_delta) {
+    return kind == Loss::kCrossEntropy ? cross_entropy(net, n_batch, write_delta)
+                                       : mean_squared_error(net, n_batch, write_delta);
+  }
+
+  // 1 in lanes of samples, 0 behind them.
+  static typename Vector::IntLanes is_sample(int64_t at, int64_t n_batch) {
+    typename Vector::IntLanes lane;
+    for (int j = 0; j < W; ++j) lane[j] = static_cast<int32_t>(at + j);
+    return lane < static_cast<int32_t>(n_batch);
+  }
+
+  static double cross_entropy(Network& net, int64_t n_batch, bool write_delta) {
+    Layer& last = net.layers.back();
+    const int64_t stride = net.batch_stride, n_classes = last.n_out;
+    const Vector scale = Vector::broadcast(1.0f / static_cast<float>(n_batch));
+    double sum = 0;
+    for (int64_t at = 0; at < n_batch; at += W) {
+      const float* logit = last.output.data() + at;
+      float* delta = last.delta.data() + at;
+      typename Vector::IntLanes label;
+      std::memcpy(&label, net.label.data() + at, sizeof(label));
+      Vector largest = Vector::load(logit), of_label = Vector::zero(), total = Vector::zero();
+      for (int64_t c = 1; c < n_classes; ++c) largest = max(Vector::load(logit + c * stride), largest);
+      for (int64_t c = 0; c < n_classes; ++c) {
+        const Vector z = Vector::load(logit + c * stride) - largest;
+        of_label = select(label == static_cast<int32_t>(c), z, of_label);
+        const Vector e = exp(z);
+        e.store(delta + c * stride);
+        total = total + e;
+      }
+      if (write_delta) {
+        const Vector inverse = scale / total;
+        const auto valid = is_sample(at, n_batch);
+        for (int64_t c = 0; c < n_classes; ++c) {
+          const Vector p = Vector::load(delta + c * stride) * inverse;
+          const Vector d = select(label == static_cast<int32_t>(c), p - scale, p);
+          select(valid, d, Vector::zero()).store(delta + c * stride);
+        }
+      }
+      // sum of log(total): one logarithm of a product in double; 16 factors of at most n_classes cannot overflow
+      double product = 1;
+      for (int j = 0; j < W && at + j < n_batch; ++j) {
+        product *= total.v[j];
+        sum -= of_label.v[j];
+      }
+      sum += __builtin_log(product);
+    }
+    return sum;
+  }
+
+  static double mean_squared_error(Network& net, int64_t n_batch, bool write_delta) {
+    Layer& last = net.layers.back();
+    const int64_t stride = net.batch_stride;
+    const Vector scale = Vector::broadcast(2.0f / static_cast<float>(n_batch * last.n_out));
+    double sum = 0;
+    for (int64_t at = 0; at < n_batch; at += W) {
+      const auto valid = is_sample(at, n_batch);
+      Vector total = Vector::zero();
+      for (int64_t o = 0; o < last.n_out; ++o) {
+        const int64_t k = o * stride + at;
+        const Vector d = select(valid, Vector::load(last.output.data() + k) - Vector::load(net.target.data() + k),
+                                Vector::zero());
+        total = fma(d, d, total);
+        if (write_delta) (d * scale).store(last.delta.data() + k);
+      }
+      for (int j = 0; j < W; ++j) sum += total.v[j];
+    }
+    return sum / static_cast<double>(last.n_out);
+  }
+
+  static void backward(Network& net, int64_t n_batch, const UpdateRule& rule) {
+    const Updater<W> updater(rule);
+    for (size_t l = net.layers.size(); l-- > 0;) {
+      if (l > 0) input_delta(net, l, n_batch);
+      Layer& layer = net.layers[l];
+      if (layer.is_dense) {
+        transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch,
+                           net.transposed.data());
+        dense_gradient_update<W>(layer, net.transposed.data(), net.batch_stride, n_batch, updater);
+      } else {
+        sparse_gradient_update(net, l, n_batch, updater);
+      }
+      bias_update(net, layer, n_batch, updater);
+    }
+  }
+
+  // delta_{l-1} = W_l^T delta_l where h_{l-1} > 0.
+  static void input_delta(Network& net, size_t l, int64_t n_batch) {
+    Layer& layer = net.layers[l];
+    Layer& below = net.layers[l - 1];
+    const int64_t stride = net.batch_stride;
+    for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
+      constexpr int V = decltype(tile_vectors)::value;
+      const float* delta = layer.delta.data() + at;
+      auto finish = [&](int64_t i, Vector* acc) {
+        for (int v = 0; v < V; ++v) {
+          const int64_t k = i * stride + at + v * W;
+          select(Vector::load(below.output.data() + k) > Vector::zero(), acc[v], Vector::zero())
+              .store(below.delta.data() + k);
+        }
+      };
+      if (layer.is_dense) {
+        dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, layer.n_in, layer.n_out, delta, stride, finish);
+      } else {
+        const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
+                                        layer.weight.data(), layer.column_entry.data()};
+        for (int64_t i = 0; i < layer.n_in; ++i) {
+          Vector acc[V];
+          sparse_row_product<V>(columns, i, delta, stride, acc);
+          finish(i, acc);
+        }
+      }
+    });
+  }
+
+  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, const Updater<W>& updater) {
+    Layer& layer = net.layers[l];
+    const int64_t n = layer.n_stored();
+    const int count = static_cast<int>(n_vectors(n_batch));
+    for (int64_t k = 0; k < n; k += W) {
+      Vector g = sparse_dots<Vector>(layer.row.data() + k, layer.column.data() + k, W, layer.delta.data(),
+                                     net.layer_input(l), net.batch_stride, count);
+      if (layer.has_factor) g = g * Vector::load(layer.factor.data() + k);
+      updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k, g);
+    }
+  }
+
+  static void bias_update(Network& net, Layer& layer, int64_t n_batch, const Updater<W>& updater) {
+    for (int64_t o = 0; o < layer.n_out; o += W) {
+      Vector acc[W];
+      for (int j = 0; j < W; ++j) {
+        acc[j] = Vector::zero();
+        const float* delta = layer.delta.data() + (o + j) * net.batch_stride;
+        for (int64_t v = 0; v < n_vectors(n_batch) && o + j < layer.n_out; ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
+      }
+      const Vector g = horizontal_sums(acc) * Vector::load(layer.bias_factor.data() + o);
+      updater.apply(layer.bias_trained() + o, layer.bias_state0.data() + o, layer.bias_state1.data() + o, g);
+    }
+  }
+
+  static void batch_indices(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order) {
+    constexpr int kBlock = 64;
+    for (int64_t at = 0; at < n; at += kBlock) {
+      const int size = static_cast<int>(n - at < kBlock ? n - at : kBlock);
+      uint32_t index[kBlock];
+      for (int j = 0; j < kBlock; ++j) index[j] = feistel(shuffle, static_cast<uint32_t>(begin + at + (j < size ? j : 0)));
+      // Cycle walking for all lanes until the last is inside; each pass leaves those inside as they are.
+      for (bool is_outside = true; is_outside;) {
+        is_outside = false;
+        for (int j = 0; j < kBlock; ++j) {
+          const uint32_t again = feistel(shuffle, index[j]);
+          index[j] = index[j] >= shuffle.n ? again : index[j];
+        }
+        for (int j = 0; j < kBlock; ++j) is_outside |= index[j] >= shuffle.n;
+      }
+      for (int j = 0; j < size; ++j) order[at + j] = index[j];
+    }
+  }
+};
+
+template <int W>
+StepFunctions step_functions() {
+  using Step = MlpStep<W>;
+  return {true, Step::forward, Step::loss, Step::backward, Step::batch_indices};
+}
+
+}  // namespace
+}  // namespace pns

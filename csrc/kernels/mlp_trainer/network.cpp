@@ -1,0 +1,155 @@
+// Building a network's compressed or dense layout from the flat parameters, and writing it back.
+#include "kernels/mlp_trainer/network.h"
+
+#include <algorithm>
+
+namespace pns {
+namespace {
+
+// Entries that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
+// Such parameters have zero gradient for ever; without weight decay the optimiser leaves them bitwise as they are, so
+// the compressed layout leaves them out.
+struct Liveness {
+  std::vector<std::vector<uint8_t>> reaches_output;  // per layer, [n_out]
+  std::vector<std::vector<uint8_t>> can_be_nonzero;  // per layer, [n_in]
+
+  Liveness(const std::vector<Layer>& layers, const uint8_t* mask, bool keep_all) {
+    for (const Layer& layer : layers) {
+      reaches_output.emplace_back(layer.n_out, 1);
+      can_be_nonzero.emplace_back(layer.n_in, 1);
+    }
+    if (keep_all) return;
+    for (size_t l = layers.size() - 1; l > 0; --l) {
+      auto& below = reaches_output[l - 1];
+      std::fill(below.begin(), below.end(), uint8_t{0});
+      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { below[i] |= reaches_output[l][o]; });
+    }
+    for (size_t l = 0; l + 1 < layers.size(); ++l) {
+      auto& above = can_be_nonzero[l + 1];
+      std::copy_n(mask + layers[l].bias_at, layers[l].n_out, above.begin());
+      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { above[o] |= can_be_nonzero[l][i]; });
+    }
+  }
+
+  template <typename F>
+  static void for_each_kept(const Layer& layer, const uint8_t* mask, F&& f) {
+    for (int64_t o = 0; o < layer.n_out; ++o) {
+      const uint8_t* row = mask + layer.weight_at + o * layer.n_in;
+      for (int64_t i = 0; i < layer.n_in; ++i) {
+        if (row[i]) f(o, i);
+      }
+    }
+  }
+};
+
+void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
+                     const std::vector<uint8_t>& can_be_nonzero) {
+  const int64_t capacity = padded(layer.n_out * layer.n_in);
+  layer.begin.resize(layer.n_out + 1);
+  layer.row.resize(capacity), layer.column.resize(capacity);
+  layer.column_begin.assign_zero(layer.n_in + 1);
+  int64_t k = 0;
+  for (int64_t o = 0; o < layer.n_out; ++o) {
+    layer.begin[o] = k;
+    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
+    for (int64_t i = 0; i < layer.n_in && reaches_output[o]; ++i) {
+      if (!line[i] || !can_be_nonzero[i]) continue;
+      layer.row[k] = static_cast<int32_t>(o);
+      layer.column[k] = static_cast<int32_t>(i);
+      ++layer.column_begin[i + 1];
+      ++k;
+    }
+  }
+  layer.begin[layer.n_out] = layer.n_entries = k;
+  for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
+
+  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
+  std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
+  layer.column_row.resize(k), layer.column_entry.resize(k);
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t to = at[layer.column[j]]++;
+    layer.column_row[to] = layer.row[j];
+    layer.column_entry[to] = static_cast<int32_t>(j);
+  }
+}
+
+void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
+  const int64_t n = layer.n_stored(), n_bias = padded(layer.n_out);
+  layer.is_edge_popup = scores != nullptr;
+  layer.has_factor = layer.is_dense || layer.is_edge_popup;
+  layer.weight.assign_zero(n), layer.state0.assign_zero(n), layer.state1.assign_zero(n);
+  layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
+  for (int64_t k = 0; k < n; ++k) {
+    const int64_t at = layer.flat_position(k);
+    if (at < 0) continue;
+    layer.weight[k] = mask[at] ? parameters[at] : 0;
+    if (scores != nullptr) layer.score[k] = scores[at];
+    if (layer.has_factor) layer.factor[k] = scores != nullptr ? parameters[at] : mask[at];
+  }
+  layer.bias.assign_zero(n_bias), layer.bias_factor.assign_zero(n_bias);
+  layer.bias_state0.assign_zero(n_bias), layer.bias_state1.assign_zero(n_bias), layer.bias_score.assign_zero(n_bias);
+  for (int64_t o = 0; o < layer.n_out; ++o) {
+    const int64_t at = layer.bias_at + o;
+    layer.bias[o] = mask[at] ? parameters[at] : 0;
+    if (scores != nullptr) layer.bias_score[o] = scores[at];
+    layer.bias_factor[o] = scores != nullptr ? parameters[at] : mask[at];
+  }
+}
+
+}  // namespace
+
+int64_t Layer::flat_position(int64_t k) const {
+  if (is_dense) return k % row_stride < n_in ? weight_at + k / row_stride * n_in + k % row_stride : -1;
+  return k < n_entries ? weight_at + row[k] * n_in + column[k] : -1;
+}
+
+void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
+  layers.resize(p.n_layers);
+  n_inputs = p.widths[0];
+  batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
+  int64_t at = 0, widest = 0;
+  for (int64_t l = 0; l < p.n_layers; ++l) {
+    Layer& layer = layers[l];
+    layer.n_in = p.widths[l], layer.n_out = p.widths[l + 1];
+    layer.row_stride = padded(layer.n_in);
+    layer.weight_at = at, layer.bias_at = at + layer.n_out * layer.n_in;
+    at = layer.bias_at + layer.n_out;
+    widest = std::max(widest, layer.row_stride);
+  }
+  const float* parameters = p.parameters + i * at;
+  const float* scores = p.scores == nullptr ? nullptr : p.scores + i * at;
+  // Edge-popup moves every score: all its weights count as kept.
+  const std::vector<uint8_t> all(scores != nullptr ? at : 0, 1);
+  const uint8_t* mask = scores != nullptr ? all.data() : p.mask + i * at;
+  const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
+  for (int64_t l = 0; l < p.n_layers; ++l) {
+    Layer& layer = layers[l];
+    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l]);
+    // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
+    layer.is_dense = allow_dense && layer.n_entries > 0 &&
+                     layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
+    fill_values(layer, parameters, mask, scores);
+    layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
+  }
+  input.assign_zero(n_inputs * batch_stride);
+  transposed.assign_zero(batch_stride * widest);
+  label.assign_zero(batch_stride);
+  target.assign_zero(layers.back().n_out * batch_stride);
+}
+
+void Network::store(float* flat) const {
+  for (const Layer& layer : layers) {
+    const float* weight = layer.is_edge_popup ? layer.score.data() : layer.weight.data();
+    const float* bias = layer.is_edge_popup ? layer.bias_score.data() : layer.bias.data();
+    for (int64_t k = 0; k < layer.n_stored(); ++k) {
+      const int64_t at = layer.flat_position(k);
+      // Pruned entries of a dense layer keep what the caller put there.
+      if (at >= 0 && (layer.is_edge_popup || !layer.has_factor || layer.factor[k] != 0)) flat[at] = weight[k];
+    }
+    for (int64_t o = 0; o < layer.n_out; ++o) {
+      if (layer.is_edge_popup || layer.bias_factor[o] != 0) flat[layer.bias_at + o] = bias[o];
+    }
+  }
+}
+
+}  // namespace pns

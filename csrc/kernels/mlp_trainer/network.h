@@ -1,0 +1,83 @@
+// One network in the trainer's own layout, and the step functions each SIMD level provides for it.
+//
+// Activations and deltas are feature-major, [feature][batch_stride]; lanes behind the batch hold finite numbers and
+// zero deltas. Buffers are owned by Network and reused by a thread from one network to the next.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "core/philox.h"
+#include "kernels/mlp_trainer/mlp_trainer.h"
+
+namespace pns {
+
+constexpr int64_t kMaxLanes = 16;  // rows, batches and entry lists are padded to whole AVX-512 vectors
+
+inline int64_t padded(int64_t n) { return (n + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
+
+struct Layer {
+  int64_t n_in = 0, n_out = 0;
+  int64_t weight_at = 0, bias_at = 0;  // in the flat layout
+  bool is_dense = false;
+
+  // Compressed: kept weights in row order, and for the input gradient their places in column order.
+  int64_t n_entries = 0;
+  AlignedBuffer<int64_t> begin, column_begin;     // [n_out + 1], [n_in + 1]
+  AlignedBuffer<int32_t> row, column;             // [padded entries]
+  AlignedBuffer<int32_t> column_row, column_entry;
+  // Dense: rows of row_stride = padded(n_in).
+  int64_t row_stride = 0;
+
+  // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
+  // multiplies the gradient: the mask (dense), the frozen parameter (edge-popup), or absent (compressed).
+  AlignedBuffer<float> weight, score, factor, state0, state1;
+  AlignedBuffer<float> bias, bias_score, bias_factor, bias_state0, bias_state1;  // [padded(n_out)]
+  bool has_factor = false, is_edge_popup = false;
+  float* trained() { return is_edge_popup ? score.data() : weight.data(); }
+  float* bias_trained() { return is_edge_popup ? bias_score.data() : bias.data(); }
+
+  AlignedBuffer<float> output, delta;  // [n_out][batch_stride]
+
+  int64_t n_stored() const { return is_dense ? n_out * row_stride : padded(n_entries); }
+  // Position of stored weight k in the flat layout; below weight_at for padding.
+  int64_t flat_position(int64_t k) const;
+};
+
+struct Network {
+  std::vector<Layer> layers;
+  int64_t n_inputs = 0, batch_stride = 0;
+  AlignedBuffer<float> input;        // [n_0][batch_stride]
+  AlignedBuffer<float> transposed;   // [batch_stride][widest padded(n_in)], scratch of the dense gradient
+  AlignedBuffer<int32_t> label;      // [batch_stride]
+  AlignedBuffer<float> target;       // [n_L][batch_stride]
+
+  // Takes over network i of the call.
+  void load(const MlpTrainerParams& p, int64_t i, bool allow_dense);
+  // Writes the trained values (or gradients) of kept parameters into the flat array.
+  void store(float* flat) const;
+  const float* layer_input(size_t l) const { return l == 0 ? input.data() : layers[l - 1].output.data(); }
+};
+
+struct UpdateRule {
+  Optimizer kind;
+  float lr, beta1, beta2, eps, weight_decay;
+  float step_size, inverse_sqrt_correction;  // Adam: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+};
+
+struct StepFunctions {
+  bool has_dense;
+  // Outputs of every layer for n_batch samples of `input`.
+  void (*forward)(Network& net, int64_t n_batch);
+  // Sum of the samples' losses; with write_delta the last layer's delta, the gradient of the batch mean.
+  double (*loss)(Network& net, int64_t n_batch, Loss loss, bool write_delta);
+  // Deltas of all layers from the last one's, gradients, and the update of what is trained.
+  void (*backward)(Network& net, int64_t n_batch, const UpdateRule& rule);
+  // order[j] = shuffled(shuffle, begin + j) for j < n.
+  void (*batch_indices)(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order);
+};
+StepFunctions mlp_step_avx2();
+StepFunctions mlp_step_avx512();
+
+}  // namespace pns

@@ -1,0 +1,47 @@
+// The optimiser on one vector of parameters: torch.optim.SGD (momentum, no dampening) and torch.optim.Adam.
+#pragma once
+
+#include "core/vec.h"
+#include "kernels/mlp_trainer/network.h"
+
+namespace pns {
+namespace {
+
+template <int W>
+struct Updater {
+  using Vector = Vec<float, W>;
+  Optimizer kind;
+  Vector lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, step_size, inverse_sqrt_correction;
+
+  explicit Updater(const UpdateRule& r)
+      : kind(r.kind),
+        lr(Vector::broadcast(r.lr)),
+        beta1(Vector::broadcast(r.beta1)),
+        one_minus_beta1(Vector::broadcast(1 - r.beta1)),
+        beta2(Vector::broadcast(r.beta2)),
+        one_minus_beta2(Vector::broadcast(1 - r.beta2)),
+        eps(Vector::broadcast(r.eps)),
+        weight_decay(Vector::broadcast(r.weight_decay)),
+        step_size(Vector::broadcast(r.step_size)),
+        inverse_sqrt_correction(Vector::broadcast(r.inverse_sqrt_correction)) {}
+
+  // p: the parameters; state0: momentum or first moment; state1: second moment; g: their gradient.
+  void apply(float* p, float* state0, float* state1, Vector g) const {
+    if (kind == Optimizer::kGradient) return g.store(p);
+    const Vector old = Vector::load(p);
+    g = fma(weight_decay, old, g);
+    if (kind == Optimizer::kSgd) {
+      const Vector momentum = fma(beta1, Vector::load(state0), g);
+      momentum.store(state0);
+      return (old - lr * momentum).store(p);
+    }
+    const Vector first = Vector::load(state0) + one_minus_beta1 * (g - Vector::load(state0));
+    const Vector second = fma(one_minus_beta2 * g, g, beta2 * Vector::load(state1));
+    first.store(state0);
+    second.store(state1);
+    (old - step_size * first / fma(sqrt(second), inverse_sqrt_correction, eps)).store(p);
+  }
+};
+
+}  // namespace
+}  // namespace pns

@@ -1,0 +1,18 @@
+"""The kernels as torch ops. Each is also ``torch.ops.pns_fast.<name>``; the twin is in ``pns_fast.reference``."""
+
+from .best_match import BestMatch, best_match
+from .masked_linear import masked_linear, supermask
+from .mlp_trainer import batch_order, mlp_gradients, mlp_trainer
+from .topk_mask import kth_largest, topk_mask
+
+__all__ = [
+    "BestMatch",
+    "batch_order",
+    "best_match",
+    "kth_largest",
+    "masked_linear",
+    "mlp_gradients",
+    "mlp_trainer",
+    "supermask",
+    "topk_mask",
+]

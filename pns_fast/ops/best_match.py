@@ -1,0 +1,112 @@
+"""best_match: the search inside planting (Algorithm 1 of the paper)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..reference.best_match import BestMatch
+from ._library import FLOATS, check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer, suffix
+
+library.define(
+    "best_match(Tensor target, Tensor support, Tensor candidates, Tensor? available=None) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _check(target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None) -> None:
+    check_tensor("target", target, FLOATS)
+    check_tensor("support", support, (torch.bool,))
+    check_tensor("candidates", candidates, FLOATS)
+    if target.dim() < 2:
+        raise ValueError(f"target: expected shape [..., T, P], got {tuple(target.shape)}")
+    lead, n_parameters = tuple(target.shape[:-2]), target.shape[-1]
+    check_shape("support", support, target.shape, "that of target")
+    if candidates.dim() != target.dim() or tuple(candidates.shape[:-2]) != lead or candidates.shape[-1] != n_parameters:
+        shape = ", ".join([*map(str, lead), "C", str(n_parameters)])
+        raise ValueError(f"candidates: expected shape [{shape}] to go with target, got {tuple(candidates.shape)}")
+    if available is not None:
+        check_tensor("available", available, (torch.bool,))
+        check_shape("available", available, candidates.shape[:-1], "that of candidates without its last dimension")
+    check_same_device(target=target, support=support, candidates=candidates, available=available)
+
+
+def _best_match_cpu(
+    target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(target, support, candidates, available)
+    if not bool(torch.isfinite(target).all()):
+        raise ValueError("target: expected finite numbers, got NaN or inf")
+    n_targets, n_parameters = target.shape[-2:]
+    n_candidates = candidates.shape[-2]
+    shape = target.shape[:-1]
+    index = torch.empty(shape, dtype=torch.int64)
+    scale, distance = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
+    theta, on, pool = target.double().contiguous(), support.contiguous(), candidates.contiguous()
+    free = None if available is None else available.contiguous()
+    getattr(_native.cpu, f"best_match_{suffix(pool.dtype)}")(
+        shape[:-1].numel(),
+        n_targets,
+        n_candidates,
+        n_parameters,
+        pointer(theta),
+        pointer(on),
+        pointer(pool),
+        pointer(free),
+        pointer(index),
+        pointer(scale),
+        pointer(distance),
+        torch.get_num_threads(),
+    )
+    dtype = torch.promote_types(target.dtype, candidates.dtype)
+    return index, scale.to(dtype), distance.to(dtype)
+
+
+library.impl("best_match", _best_match_cpu, "CPU")
+library.impl("best_match", not_on_cuda("best_match"), "CUDA")
+
+
+@torch.library.register_fake("pns_fast::best_match", lib=library)
+def _(target, support, candidates, available=None):
+    _check(target, support, candidates, available)
+    dtype = torch.promote_types(target.dtype, candidates.dtype)
+    shape = target.shape[:-1]
+    return (
+        target.new_empty(shape, dtype=torch.int64),
+        target.new_empty(shape, dtype=dtype),
+        target.new_empty(shape, dtype=dtype),
+    )
+
+
+def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None) -> BestMatch:
+    """For each target neuron, in order, the free candidate it is closest to up to a positive scale.
+
+    ``lambda(m) = theta.m / |m|^2``, ``q(m) = |theta - lambda(m) m|_2`` over the target's support; the candidate of least
+    q with lambda > 0 wins (lowest index on ties) and serves no later target.
+
+    Args:
+        target: float32 or float64 ``[..., T, P]``: T target neurons of P parameters.
+        support: bool ``[..., T, P]``: which parameters count, the target's non-zero ones.
+        candidates: float32 or float64 ``[..., C, P]``.
+        available: bool ``[..., C]`` or None for all: candidates that may be taken.
+
+    Returns:
+        BestMatch(index int64, scale, distance), each ``[..., T]``. Where the support is empty or no free candidate has
+        a positive scale: index -1, scale 1, distance NaN. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Algorithm 1 and appendix A.3 of Fischer & Burkholz 2022.
+
+    Example:
+        >>> target, candidates = torch.tensor([[2.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.5, 1.0], [-1.0, -2.0]])
+        >>> best_match(target, target != 0, candidates)
+        BestMatch(index=tensor([1]), scale=tensor([4.]), distance=tensor([0.]))
+    """
+    check_tensor("target", target)
+    check_tensor("support", support)
+    check_tensor("candidates", candidates)
+    if available is not None:
+        check_tensor("available", available)
+    return BestMatch(*torch.ops.pns_fast.best_match(target.detach(), support, candidates.detach(), available))

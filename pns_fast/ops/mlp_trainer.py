@@ -1,0 +1,361 @@
+"""mlp_trainer: whole trainings of many masked MLPs in one native call. ``pns_fast.train`` is its comfortable form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ._library import check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer
+
+_OPTIONS = (
+    "str loss, int epochs, int batch_size, str optimizer, float lr, float beta1, float beta2=0.999, float eps=1e-8, "
+    'float weight_decay=0.0, str schedule="constant", Tensor? scores=None, float density=1.0, bool anneal=False, '
+    "float? dense_from=None"
+)
+library.define(
+    "mlp_trainer(Tensor parameters, Tensor mask, int[] widths, Tensor x_train, Tensor y_train, Tensor x_test, "
+    f"Tensor y_test, Tensor dataset, Tensor keys, *, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    "mlp_gradients(Tensor parameters, Tensor mask, int[] widths, Tensor x, Tensor y, Tensor dataset, *, str loss, "
+    "float? dense_from=None) -> Tensor"
+)
+
+_MAX_WIDTH = 1 << 20
+
+
+def n_parameters(widths: Sequence[int]) -> int:
+    """Weights and biases of an MLP of these widths: the length P of the flat layout."""
+    return sum((n_in + 1) * n_out for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+
+
+def _check_one_of(name: str, value: str, accepted) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}: expected one of {', '.join(accepted)}, got {value!r}")
+
+
+def _check_samples(name: str, x: Tensor, y: Tensor, widths: Sequence[int], loss: str, n_datasets: int | None) -> None:
+    check_tensor(f"x{name}", x, (torch.float32,), (3,))
+    d, n = x.shape[:2] if n_datasets is None else (n_datasets, x.shape[1])
+    check_shape(f"x{name}", x, (d, n, widths[0]), "data sets, samples, inputs")
+    if loss == "cross_entropy":
+        check_tensor(f"y{name}", y, (torch.int64,))
+        check_shape(f"y{name}", y, (d, n), "data sets, samples")
+    else:
+        check_tensor(f"y{name}", y, (torch.float32,))
+        check_shape(f"y{name}", y, (d, n, widths[-1]), "data sets, samples, outputs")
+
+
+def _check_networks(parameters: Tensor, mask: Tensor, widths: Sequence[int], dataset: Tensor, loss: str) -> None:
+    if len(widths) < 2 or not all(1 <= w <= _MAX_WIDTH for w in widths):
+        raise ValueError(f"widths: expected at least two widths in [1, {_MAX_WIDTH}], got {list(widths)}")
+    _check_one_of("loss", loss, _native.cpu.LOSSES)
+    check_tensor("parameters", parameters, (torch.float32,), (2,))
+    shape = (parameters.shape[0], n_parameters(widths))
+    check_shape("parameters", parameters, shape, "networks, parameters of the widths")
+    check_tensor("mask", mask, (torch.bool,))
+    check_shape("mask", mask, shape, "that of parameters")
+    check_tensor("dataset", dataset, (torch.int64,))
+    check_shape("dataset", dataset, shape[:1], "one index a network")
+
+
+def _check_values(y: Tensor, name: str, n_classes: int) -> None:
+    """Only on real tensors: values decide, not shapes."""
+    if y.dtype == torch.int64 and y.numel() > 0 and not (0 <= int(y.min()) and int(y.max()) < n_classes):
+        raise ValueError(f"{name}: expected labels in [0, {n_classes - 1}], got {int(y.min())} to {int(y.max())}")
+
+
+def _check_dataset(dataset: Tensor, n_datasets: int) -> None:
+    if dataset.numel() > 0 and not (0 <= int(dataset.min()) and int(dataset.max()) < n_datasets):
+        raise ValueError(f"dataset: expected indices in [0, {n_datasets - 1}], got {dataset.tolist()}")
+
+
+def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores, options) -> None:
+    _check_networks(parameters, mask, widths, dataset, options["loss"])
+    _check_samples("_train", x_train, y_train, widths, options["loss"], None)
+    _check_samples("_test", x_test, y_test, widths, options["loss"], x_train.shape[0])
+    check_tensor("keys", keys, (torch.int64,))
+    check_shape("keys", keys, (parameters.shape[0], 2), "seed and network of each network")
+    if scores is not None:
+        check_tensor("scores", scores, (torch.float32,))
+        check_shape("scores", scores, parameters.shape, "that of parameters")
+    _check_one_of("optimizer", options["optimizer"], ("sgd", "adam"))
+    _check_one_of("schedule", options["schedule"], _native.cpu.SCHEDULES)
+    if options["epochs"] < 0 or options["batch_size"] < 1:
+        raise ValueError(f"epochs, batch_size: expected >= 0 and >= 1, got {options['epochs']}, {options['batch_size']}")
+    if not 0.0 <= options["density"] <= 1.0:
+        raise ValueError(f"density: expected a value in [0, 1], got {options['density']}")
+    if x_train.shape[1] == 0 or x_test.shape[1] == 0 or x_train.shape[1] >= 2**31:
+        raise ValueError("x_train, x_test: expected between 1 and 2**31 - 1 samples")
+    check_same_device(
+        parameters=parameters, mask=mask, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, scores=scores
+    )
+
+
+def _labels(y: Tensor) -> Tensor | None:
+    return y.to(torch.int32).contiguous() if y.dtype == torch.int64 else None
+
+
+def _targets(y: Tensor) -> Tensor | None:
+    return None if y.dtype == torch.int64 else y.contiguous()
+
+
+def _mlp_trainer_cpu(
+    parameters,
+    mask,
+    widths,
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    dataset,
+    keys,
+    *,
+    loss,
+    epochs,
+    batch_size,
+    optimizer,
+    lr,
+    beta1,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    schedule="constant",
+    scores=None,
+    density=1.0,
+    anneal=False,
+    dense_from=None,
+):
+    options = {
+        "loss": loss, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
+        "schedule": schedule, "density": density,
+    }  # fmt: skip
+    _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores, options)
+    _check_dataset(dataset, x_train.shape[0])
+    _check_values(y_train, "y_train", widths[-1])
+    _check_values(y_test, "y_test", widths[-1])
+    return _call(
+        parameters.clone(memory_format=torch.contiguous_format), parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores,
+        loss=_native.cpu.LOSSES[loss], optimizer=_native.cpu.OPTIMIZERS[optimizer],
+        schedule=_native.cpu.SCHEDULES[schedule], epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1,
+        beta2=beta2, eps=eps, weight_decay=weight_decay, density=density, anneal=anneal, dense_from=dense_from,
+    )  # fmt: skip
+
+
+def _call(
+    out_parameters, parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores,
+    *, dense_from, **options,
+):  # fmt: skip
+    """Allocates the other outputs and hands every pointer down; the arguments have been checked."""
+    n, epochs = parameters.shape[0], options["epochs"]
+    parameters, mask = parameters.contiguous(), mask.contiguous()
+    out_mask = mask.clone()
+    out_scores = parameters.new_empty(0) if scores is None else scores.contiguous().clone()
+    train_loss = torch.zeros(n, epochs, dtype=torch.float64)
+    test_loss, metric = (torch.zeros(n, epochs + 1, dtype=torch.float64) for _ in range(2))
+    keep_alive = {
+        "parameters": parameters,
+        "mask": mask,
+        "scores": None if scores is None else scores.contiguous(),
+        "dataset": dataset.contiguous(),
+        "keys": keys.contiguous(),
+        "x_train": x_train.contiguous(),
+        "x_test": x_test.contiguous(),
+        "label_train": _labels(y_train),
+        "label_test": _labels(y_test),
+        "y_train": _targets(y_train),
+        "y_test": _targets(y_test),
+        "parameters_out": out_parameters,
+        "scores_out": out_scores,
+        "mask_out": out_mask,
+        "train_loss": train_loss,
+        "test_loss": test_loss,
+        "metric": metric,
+    }
+    _native.cpu.mlp_trainer(
+        widths=list(widths),
+        n_networks=n,
+        n_train=x_train.shape[1],
+        n_test=x_test.shape[1],
+        n_threads=torch.get_num_threads(),
+        dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
+        **options,
+        **{name: pointer(tensor) for name, tensor in keep_alive.items()},
+    )
+    return out_parameters, out_scores, out_mask, train_loss, test_loss, metric
+
+
+def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
+    _check_networks(parameters, mask, widths, dataset, loss)
+    _check_samples("", x, y, widths, loss, None)
+    _check_dataset(dataset, x.shape[0])
+    _check_values(y, "y", widths[-1])
+    if x.shape[1] == 0:
+        raise ValueError("x: expected at least one sample")
+    keys = torch.zeros(parameters.shape[0], 2, dtype=torch.int64)
+    gradient, *_ = _call(
+        torch.zeros(parameters.shape), parameters, mask, widths, x, y, x, y, dataset, keys, None,
+        loss=_native.cpu.LOSSES[loss], optimizer=_native.cpu.OPTIMIZERS["gradient"], schedule=0, epochs=1,
+        batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, density=1.0, anneal=False,
+        dense_from=dense_from,
+    )  # fmt: skip
+    return gradient
+
+
+library.impl("mlp_trainer", _mlp_trainer_cpu, "CPU")
+library.impl("mlp_trainer", not_on_cuda("mlp_trainer"), "CUDA")
+library.impl("mlp_gradients", _mlp_gradients_cpu, "CPU")
+library.impl("mlp_gradients", not_on_cuda("mlp_gradients"), "CUDA")
+
+
+@torch.library.register_fake("pns_fast::mlp_trainer", lib=library)
+def _(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, *, epochs, scores=None, **_options):
+    n = parameters.shape[0]
+    return (
+        torch.empty_like(parameters),
+        parameters.new_empty(0) if scores is None else torch.empty_like(scores),
+        torch.empty_like(mask),
+        parameters.new_empty((n, epochs), dtype=torch.float64),
+        parameters.new_empty((n, epochs + 1), dtype=torch.float64),
+        parameters.new_empty((n, epochs + 1), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("pns_fast::mlp_gradients", lib=library)
+def _(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
+    return torch.empty_like(parameters)
+
+
+def mlp_trainer(
+    parameters: Tensor,
+    mask: Tensor,
+    widths: Sequence[int],
+    x_train: Tensor,
+    y_train: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    dataset: Tensor,
+    keys: Tensor,
+    *,
+    loss: str,
+    epochs: int,
+    batch_size: int,
+    optimizer: str,
+    lr: float,
+    beta1: float,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    scores: Tensor | None = None,
+    density: float = 1.0,
+    anneal: bool = False,
+    dense_from: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Trains N masked MLPs of one architecture, each on its own data set, all epochs in one native call.
+
+    Kept parameters follow ``torch.optim.SGD`` or ``Adam`` on the mean cross-entropy or mean squared error; pruned ones
+    are never written. With ``scores`` it is edge-popup: parameters stay, the top ``density`` of ``|score|`` (per layer,
+    weights and biases apart) is in force, and the scores are trained straight through. Networks are shared out among
+    ``torch.get_num_threads()`` threads; results depend neither on that nor on the other networks of the call.
+
+    Args:
+        parameters: float32 ``[N, P]``, flat layout ``[W1 | b1 | W2 | b2 ...]``, each W row-major ``[O, I]``.
+        mask: bool ``[N, P]``; ignored with ``scores``.
+        widths: layer widths, input and output included.
+        x_train, x_test: float32 ``[D, n, n_0]``.
+        y_train, y_test: int64 labels ``[D, n]`` for "cross_entropy", float32 ``[D, n, n_L]`` for "mse".
+        dataset: int64 ``[N]``: which of the D data sets a network sees.
+        keys: int64 ``[N, 2]``: seed and network number, which key the batch order.
+        loss: "cross_entropy" or "mse".
+        epochs, batch_size: a last partial batch is used.
+        optimizer: "sgd" (``beta1`` is the momentum) or "adam".
+        schedule: "constant" or "cosine" (over epochs).
+        scores, density, anneal: edge-popup; with ``anneal`` epoch i of E keeps ``density ** ((i + 1) / E)``.
+        dense_from: kept fraction from which a layer takes the dense path (default: measured).
+
+    Returns:
+        parameters ``[N, P]``, scores (``[N, P]`` or empty), mask ``[N, P]`` (edge-popup: the final one), and float64
+        train_loss ``[N, epochs]``, test_loss and metric ``[N, epochs + 1]`` (column 0: before training; metric:
+        accuracy, or the mean squared error after the least-squares factor of each output). A network that diverges
+        reports NaN or inf there.
+
+    Raises:
+        TypeError, ValueError: naming the argument. KeyboardInterrupt within a few hundred steps of Ctrl-C.
+
+    Source: section 3 and appendix B.1 of Fischer & Burkholz 2022; edge-popup: Ramanujan et al. 2020.
+
+    Example:
+        >>> theta, x, y = torch.tensor([[1.0, 0.0]]), torch.ones(1, 4, 1), torch.full((1, 4, 1), 3.0)
+        >>> zeros = torch.zeros(1, 2, dtype=torch.int64)
+        >>> out = mlp_trainer(theta, torch.tensor([[True, False]]), [1, 1], x, y, x, y, zeros[:, 0], zeros,
+        ...                   loss="mse", epochs=1, batch_size=4, optimizer="sgd", lr=0.25, beta1=0.0)
+        >>> out[0]  # the weight moved by lr * 2 * (3 - 1); the pruned bias stayed
+        tensor([[2., 0.]])
+    """
+    return torch.ops.pns_fast.mlp_trainer(
+        parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys,
+        loss=loss, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+        weight_decay=weight_decay, schedule=schedule, scores=scores, density=density, anneal=anneal,
+        dense_from=dense_from,
+    )  # fmt: skip
+
+
+def mlp_gradients(
+    parameters: Tensor,
+    mask: Tensor,
+    widths: Sequence[int],
+    x: Tensor,
+    y: Tensor,
+    dataset: Tensor,
+    *,
+    loss: str,
+    dense_from: float | None = None,
+) -> Tensor:
+    """The gradient of the mean loss of one batch to every kept parameter of N masked MLPs, by the trainer's own step.
+
+    Args:
+        parameters, mask, widths, dataset, loss, dense_from: as in :func:`mlp_trainer`.
+        x: float32 ``[D, B, n_0]``: one batch a data set.
+        y: int64 ``[D, B]`` or float32 ``[D, B, n_L]``.
+
+    Returns:
+        float32 ``[N, P]``, 0 at pruned positions.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: the gradient in SNIP's score (Lee et al. 2019).
+
+    Example:
+        >>> x, y = torch.ones(1, 4, 1), torch.full((1, 4, 1), 3.0)
+        >>> index = torch.zeros(1, dtype=torch.int64)
+        >>> mlp_gradients(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), [1, 1], x, y, index, loss="mse")
+        tensor([[-4., -4.]])
+    """
+    return torch.ops.pns_fast.mlp_gradients(parameters, mask, widths, x, y, dataset, loss=loss, dense_from=dense_from)
+
+
+def batch_order(n: int, key: tuple[int, int], epoch: int) -> Tensor:
+    """The order in which :func:`mlp_trainer` visits ``n`` samples: int64 ``[n]``, a permutation.
+
+    Args:
+        n: number of training samples, below 2**31.
+        key: (seed, network), a row of ``keys``.
+        epoch: from 0.
+
+    Returns:
+        int64 ``[n]``.
+
+    Source: Philox (Salmon et al. 2011) keys a Feistel permutation; csrc/core/philox.h.
+
+    Example:
+        >>> sorted(batch_order(5, (0, 0), 0).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    order = torch.empty(n, dtype=torch.int64)
+    _native.cpu.batch_order(n, *key, epoch, order.data_ptr())
+    return order
