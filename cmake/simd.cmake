@@ -1,4 +1,4 @@
-# One file a SIMD level and kernel: only <kernel>_avx2.cpp and <kernel>_avx512.cpp are built with those flags,
+# One file a SIMD level and folder: only <name>_avx2.cpp and <name>_avx512.cpp are built with those flags,
 # so that the module loads on any processor and cpuid picks the level at run time.
 string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" PNS_PROCESSOR)
 if(PNS_PROCESSOR MATCHES "^(x86_64|amd64)$")
@@ -15,10 +15,11 @@ function(pns_add_simd_sources target)
     return()
   endif()
   target_compile_definitions(${target} PRIVATE PNS_X86=1)
-  foreach(kernel IN LISTS ARGN)
+  foreach(folder IN LISTS ARGN)
+    get_filename_component(name ${folder} NAME)
     foreach(level avx2 avx512)
       string(TOUPPER ${level} LEVEL)
-      set(source csrc/kernels/${kernel}/${kernel}_${level}.cpp)
+      set(source csrc/${folder}/${name}_${level}.cpp)
       target_sources(${target} PRIVATE ${source})
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${PNS_${LEVEL}_FLAGS}")
     endforeach()

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_cpu, m) {
   pns::bind_best_match(m);
   pns::bind_masked_linear(m);
   pns::bind_mlp_trainer(m);
+  pns::bind_machine_peak(m);
 }

@@ -264,29 +264,34 @@ class NetworkTrainer {
     const double density = p_.anneal ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
     uint8_t* mask = p_.mask_out + i * n_parameters_;
     for (Layer& layer : net_.layers) {
-      select_part(layer.n_stored(), layer.score.data(), layer.factor.data(), layer.weight.data(),
-                  layer.n_out * layer.n_in, mask + layer.weight_at, density,
-                  [&](int64_t k) { return layer.flat_position(k) - layer.weight_at; });
-      select_part(layer.n_out, layer.bias_score.data(), layer.bias_factor.data(), layer.bias.data(), layer.n_out,
-                  mask + layer.bias_at, density, [](int64_t k) { return k; });
+      const int64_t stride = layer.is_dense ? layer.row_stride : layer.n_in;  // every score is stored, row by row
+      select_part(layer.n_out, layer.n_in, stride, layer.score.data(), layer.factor.data(), density,
+                  mask + layer.weight_at, layer.weight.data());
+      select_part(1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(), density,
+                  mask + layer.bias_at, layer.bias.data());
     }
   }
 
-  template <typename Position>
-  void select_part(int64_t n_stored, const float* score, const float* frozen, float* in_force, int64_t n,
-                   uint8_t* mask, double density, Position&& position) {
+  // in_force = frozen where |score| is among the largest of the part, else 0; the mask has no padding.
+  void select_part(int64_t n_rows, int64_t n_columns, int64_t stride, const float* score, const float* frozen,
+                   double density, uint8_t* mask, float* in_force) {
+    const int64_t n = n_rows * n_columns;
     magnitude_.resize(n);
-    for (int64_t k = 0; k < n_stored; ++k) {
-      const int64_t at = position(k);
-      // A score that diverged ranks lowest: the network goes on and its losses show it.
-      if (at >= 0) magnitude_[at] = score[k] == score[k] ? std::fabs(score[k]) : -1.0f;
+    float* magnitude = magnitude_.data();
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t c = 0; c < n_columns; ++c) {
+        const float s = score[r * stride + c];
+        // A score that diverged ranks lowest: the network goes on and its losses show it.
+        magnitude[r * n_columns + c] = s == s ? std::fabs(s) : -1.0f;
+      }
     }
-    const float* scores = magnitude_.data();
+    const float* scores = magnitude;
     const int64_t keep = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9)));
     topk_mask<float>({1, &scores, &mask, &n, keep, Ties::kIndex, 1});
-    for (int64_t k = 0; k < n_stored; ++k) {
-      const int64_t at = position(k);
-      if (at >= 0) in_force[k] = mask[at] ? frozen[k] : 0;
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t c = 0; c < n_columns; ++c) {
+        in_force[r * stride + c] = mask[r * n_columns + c] ? frozen[r * stride + c] : 0;
+      }
     }
   }
 
