@@ -23,12 +23,12 @@ struct PlainStep {
     for (size_t l = 0; l < net.layers.size(); ++l) {
       Layer& layer = net.layers[l];
       const float* x = net.layer_input(l);
-      for (int64_t o = 0; o < layer.n_out; ++o) {
+      for (int64_t r = 0; r < layer.n_live; ++r) {
         for (int64_t b = 0; b < n_batch; ++b) {
-          float y = layer.bias[o];
-          for (int64_t k = layer.begin[o]; k < layer.begin[o + 1]; ++k) y += layer.weight[k] * x[layer.column[k] * stride + b];
+          float y = layer.bias[r];
+          for (int64_t k = layer.begin[r]; k < layer.begin[r + 1]; ++k) y += layer.weight[k] * x[layer.column[k] * stride + b];
           if (l + 1 < net.layers.size() && y <= 0) y = 0;
-          layer.output[o * stride + b] = y;
+          layer.output[layer.live[r] * stride + b] = y;
         }
       }
     }
@@ -81,10 +81,10 @@ struct PlainStep {
         if (layer.has_factor) g *= layer.factor[k];
         update(rule, &layer.trained()[k], &layer.state0[k], &layer.state1[k], g);
       }
-      for (int64_t o = 0; o < layer.n_out; ++o) {
+      for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
-        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[o * stride + b];
-        update(rule, &layer.bias_trained()[o], &layer.bias_state0[o], &layer.bias_state1[o], g * layer.bias_factor[o]);
+        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
+        update(rule, &layer.bias_trained()[r], &layer.bias_state0[r], &layer.bias_state1[r], g * layer.bias_factor[r]);
       }
     }
   }
@@ -105,8 +105,8 @@ struct PlainStep {
     *p -= r.step_size * *state0 / (std::sqrt(*state1) * r.inverse_sqrt_correction + r.eps);
   }
 
-  static void batch_indices(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order) {
-    for (int64_t j = 0; j < n; ++j) order[j] = shuffled(shuffle, static_cast<uint32_t>(begin + j));
+  static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
+    for (uint32_t j = 0; j < shuffle.n; ++j) order[j] = shuffled(shuffle, j);
   }
 };
 
@@ -118,7 +118,7 @@ StepFunctions step_functions() {
     default: break;
   }
 #endif
-  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::batch_indices};
+  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::epoch_order};
 }
 
 // One data set of the call: row-major samples.
@@ -145,7 +145,7 @@ class NetworkTrainer {
   bool train(int64_t i, Stop&& stop) {
     net_.load(p_, i, step_.has_dense);
     n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
-    order_.resize(net_.batch_stride);
+    order_.resize(p_.n_train);
     n_updates_ = 0;
     const Samples train = samples(p_.n_train, p_.x_train, p_.label_train, p_.y_train, i);
     const Samples test = samples(p_.n_test, p_.x_test, p_.label_test, p_.y_test, i);
@@ -174,13 +174,13 @@ class NetworkTrainer {
                                           static_cast<uint32_t>(p_.keys[2 * i + 1]), static_cast<uint32_t>(epoch));
     // An annealed density changes with the epoch; the first epoch's is in force since before the evaluation.
     if (p_.scores != nullptr && epoch > 0 && p_.anneal) select_scores(i, epoch);
+    step_.epoch_order(shuffle, order_.data());
     double sum = 0;
     int64_t n_steps = 0;
     for (int64_t at = 0; at < train.n; at += p_.batch_size) {
       if (n_steps++ % kStepsBetweenLooks == 0 && stop()) return false;
       const int64_t n_batch = std::min(p_.batch_size, train.n - at);
-      step_.batch_indices(shuffle, at, n_batch, order_.data());
-      gather(train, order_.data(), n_batch);
+      gather(train, n_batch, [&](int64_t b) { return int64_t{order_[at + b]}; });
       step_.forward(net_, n_batch);
       sum += step_.loss(net_, n_batch, p_.loss, true);
       ++n_updates_;
@@ -206,14 +206,16 @@ class NetworkTrainer {
             static_cast<float>(1 / std::sqrt(correction2))};
   }
 
-  void gather(const Samples& data, const uint32_t* order, int64_t n_batch) {
+  template <typename Index>
+  void gather(const Samples& data, int64_t n_batch, Index&& index_of) {
     const int64_t stride = net_.batch_stride, n_in = net_.n_inputs, n_out = net_.layers.back().n_out;
     for (int64_t b = 0; b < n_batch; ++b) {
-      const float* x = data.x + int64_t{order[b]} * n_in;
+      const int64_t index = index_of(b);
+      const float* x = data.x + index * n_in;
       for (int64_t f = 0; f < n_in; ++f) net_.input[f * stride + b] = x[f];
-      if (data.label != nullptr) net_.label[b] = data.label[order[b]];
+      if (data.label != nullptr) net_.label[b] = data.label[index];
       for (int64_t o = 0; o < n_out && data.y != nullptr; ++o) {
-        net_.target[o * stride + b] = data.y[int64_t{order[b]} * n_out + o];
+        net_.target[o * stride + b] = data.y[index * n_out + o];
       }
     }
   }
@@ -225,8 +227,7 @@ class NetworkTrainer {
     double total = 0;
     for (int64_t at = 0; at < test.n; at += net_.batch_stride) {
       const int64_t n_batch = std::min(net_.batch_stride, test.n - at);
-      for (int64_t b = 0; b < n_batch; ++b) order_[b] = static_cast<uint32_t>(at + b);
-      gather(test, order_.data(), n_batch);
+      gather(test, n_batch, [&](int64_t b) { return at + b; });
       step_.forward(net_, n_batch);
       total += step_.loss(net_, n_batch, p_.loss, false);
       add_metric(n_batch, &sums);
@@ -327,7 +328,7 @@ void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_
   const Shuffle shuffle = make_shuffle(static_cast<uint32_t>(n), static_cast<uint64_t>(seed),
                                         static_cast<uint32_t>(network), static_cast<uint32_t>(epoch));
   std::vector<uint32_t> indices(n);
-  step_functions().batch_indices(shuffle, 0, n, indices.data());
+  step_functions().epoch_order(shuffle, indices.data());
   std::copy(indices.begin(), indices.end(), order);
 }
 

@@ -64,7 +64,7 @@ struct MlpTrainerParams {
 // False: should_stop said so.
 bool mlp_trainer(const MlpTrainerParams& p);
 
-// The order of batch_size samples from `begin` on, for tests and the Python twin.
+// The order in which network `network` of `seed` visits n samples in an epoch: int64 [n].
 void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_t* order);
 
 }  // namespace pns

@@ -34,22 +34,22 @@ struct MlpStep {
       const bool is_last = l + 1 == net.layers.size();
       for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
         constexpr int V = decltype(tile_vectors)::value;
-        auto finish = [&](int64_t o, Vector* acc) {
-          const Vector bias = Vector::broadcast(layer.bias[o]);
+        auto finish = [&](int64_t k, Vector* acc) {
+          const Vector bias = Vector::broadcast(layer.bias[k]);
           for (int v = 0; v < V; ++v) {
             Vector y = acc[v] + bias;
             if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
-            y.store(layer.output.data() + o * stride + at + v * W);
+            y.store(layer.output.data() + layer.live[k] * stride + at + v * W);
           }
         };
         if (layer.is_dense) {
           dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, layer.n_out, layer.n_in, x + at, stride, finish);
         } else {
-          const SparseRows<float> rows{layer.n_out, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
-          for (int64_t o = 0; o < layer.n_out; ++o) {
+          const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
+          for (int64_t k = 0; k < layer.n_live; ++k) {
             Vector acc[V];
-            sparse_row_product<V>(rows, o, x + at, stride, acc);
-            finish(o, acc);
+            sparse_row_product<V>(rows, k, x + at, stride, acc);
+            finish(k, acc);
           }
         }
       });
@@ -166,10 +166,10 @@ struct MlpStep {
       } else {
         const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
                                         layer.weight.data(), layer.column_entry.data()};
-        for (int64_t i = 0; i < layer.n_in; ++i) {
+        for (int64_t k = 0; k < below.n_live; ++k) {
           Vector acc[V];
-          sparse_row_product<V>(columns, i, delta, stride, acc);
-          finish(i, acc);
+          sparse_row_product<V>(columns, below.live[k], delta, stride, acc);
+          finish(below.live[k], acc);
         }
       }
     });
@@ -188,34 +188,38 @@ struct MlpStep {
   }
 
   static void bias_update(Network& net, Layer& layer, int64_t n_batch, const Updater<W>& updater) {
-    for (int64_t o = 0; o < layer.n_out; o += W) {
+    for (int64_t k = 0; k < layer.n_live; k += W) {
       Vector acc[W];
       for (int j = 0; j < W; ++j) {
         acc[j] = Vector::zero();
-        const float* delta = layer.delta.data() + (o + j) * net.batch_stride;
-        for (int64_t v = 0; v < n_vectors(n_batch) && o + j < layer.n_out; ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
+        if (k + j >= layer.n_live) continue;
+        const float* delta = layer.delta.data() + layer.live[k + j] * net.batch_stride;
+        for (int64_t v = 0; v < n_vectors(n_batch); ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
       }
-      const Vector g = horizontal_sums(acc) * Vector::load(layer.bias_factor.data() + o);
-      updater.apply(layer.bias_trained() + o, layer.bias_state0.data() + o, layer.bias_state1.data() + o, g);
+      const Vector g = horizontal_sums(acc) * Vector::load(layer.bias_factor.data() + k);
+      updater.apply(layer.bias_trained() + k, layer.bias_state0.data() + k, layer.bias_state1.data() + k, g);
     }
   }
 
-  static void batch_indices(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order) {
-    constexpr int kBlock = 64;
-    for (int64_t at = 0; at < n; at += kBlock) {
-      const int size = static_cast<int>(n - at < kBlock ? n - at : kBlock);
-      uint32_t index[kBlock];
-      for (int j = 0; j < kBlock; ++j) index[j] = feistel(shuffle, static_cast<uint32_t>(begin + at + (j < size ? j : 0)));
-      // Cycle walking for all lanes until the last is inside; each pass leaves those inside as they are.
-      for (bool is_outside = true; is_outside;) {
-        is_outside = false;
-        for (int j = 0; j < kBlock; ++j) {
-          const uint32_t again = feistel(shuffle, index[j]);
-          index[j] = index[j] >= shuffle.n ? again : index[j];
+  static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
+    constexpr uint32_t kBlock = 256;
+    for (uint32_t at = 0; at < shuffle.n; at += kBlock) {
+      uint32_t index[kBlock], slot[kBlock];
+      uint32_t n_walking = shuffle.n - at < kBlock ? shuffle.n - at : kBlock;
+      for (uint32_t j = 0; j < kBlock; ++j) index[j] = slot[j] = at + j;
+      // Cycle walking: those that fell outside [0, n) move to the front and go round again.
+      while (n_walking > 0) {
+        const uint32_t n = (n_walking + W - 1) / W * W;
+        for (uint32_t j = 0; j < n; ++j) index[j] = feistel(shuffle, index[j]);
+        uint32_t n_outside = 0;
+        for (uint32_t j = 0; j < n_walking; ++j) {
+          order[slot[j]] = index[j];
+          slot[n_outside] = slot[j];
+          index[n_outside] = index[j];
+          n_outside += index[j] >= shuffle.n;
         }
-        for (int j = 0; j < kBlock; ++j) is_outside |= index[j] >= shuffle.n;
+        n_walking = n_outside;
       }
-      for (int j = 0; j < size; ++j) order[at + j] = index[j];
     }
   }
 };
@@ -223,7 +227,7 @@ struct MlpStep {
 template <int W>
 StepFunctions step_functions() {
   using Step = MlpStep<W>;
-  return {true, Step::forward, Step::loss, Step::backward, Step::batch_indices};
+  return {true, Step::forward, Step::loss, Step::backward, Step::epoch_order};
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 namespace pns {
 namespace {
 
-// Entries that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
-// Such parameters have zero gradient for ever; without weight decay the optimiser leaves them bitwise as they are, so
-// the compressed layout leaves them out.
+// Parameters that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
+// Their gradient is zero for ever; without weight decay the optimiser leaves them bitwise as they are, so the compressed
+// layout leaves them out. A collapsed network costs next to nothing.
 struct Liveness {
   std::vector<std::vector<uint8_t>> reaches_output;  // per layer, [n_out]
   std::vector<std::vector<uint8_t>> can_be_nonzero;  // per layer, [n_in]
@@ -45,14 +45,17 @@ struct Liveness {
 void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
                      const std::vector<uint8_t>& can_be_nonzero) {
   const int64_t capacity = padded(layer.n_out * layer.n_in);
-  layer.begin.resize(layer.n_out + 1);
+  layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
+  layer.n_live = 0;
   layer.row.resize(capacity), layer.column.resize(capacity);
   layer.column_begin.assign_zero(layer.n_in + 1);
   int64_t k = 0;
   for (int64_t o = 0; o < layer.n_out; ++o) {
-    layer.begin[o] = k;
+    if (!reaches_output[o]) continue;
+    layer.begin[layer.n_live] = k;
+    layer.live[layer.n_live++] = static_cast<int32_t>(o);
     const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
-    for (int64_t i = 0; i < layer.n_in && reaches_output[o]; ++i) {
+    for (int64_t i = 0; i < layer.n_in; ++i) {
       if (!line[i] || !can_be_nonzero[i]) continue;
       layer.row[k] = static_cast<int32_t>(o);
       layer.column[k] = static_cast<int32_t>(i);
@@ -60,7 +63,7 @@ void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_
       ++k;
     }
   }
-  layer.begin[layer.n_out] = layer.n_entries = k;
+  layer.begin[layer.n_live] = layer.n_entries = k;
   for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
 
   for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
@@ -74,7 +77,7 @@ void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_
 }
 
 void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
-  const int64_t n = layer.n_stored(), n_bias = padded(layer.n_out);
+  const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
   layer.has_factor = layer.is_dense || layer.is_edge_popup;
   layer.weight.assign_zero(n), layer.state0.assign_zero(n), layer.state1.assign_zero(n);
@@ -88,11 +91,11 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
   }
   layer.bias.assign_zero(n_bias), layer.bias_factor.assign_zero(n_bias);
   layer.bias_state0.assign_zero(n_bias), layer.bias_state1.assign_zero(n_bias), layer.bias_score.assign_zero(n_bias);
-  for (int64_t o = 0; o < layer.n_out; ++o) {
-    const int64_t at = layer.bias_at + o;
-    layer.bias[o] = mask[at] ? parameters[at] : 0;
-    if (scores != nullptr) layer.bias_score[o] = scores[at];
-    layer.bias_factor[o] = scores != nullptr ? parameters[at] : mask[at];
+  for (int64_t k = 0; k < layer.n_live; ++k) {
+    const int64_t at = layer.bias_at + layer.live[k];
+    layer.bias[k] = mask[at] ? parameters[at] : 0;
+    if (scores != nullptr) layer.bias_score[k] = scores[at];
+    layer.bias_factor[k] = scores != nullptr ? parameters[at] : mask[at];
   }
 }
 
@@ -128,6 +131,10 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
+    if (layer.is_dense) {
+      layer.n_live = layer.n_out;
+      for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
+    }
     fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
@@ -146,8 +153,8 @@ void Network::store(float* flat) const {
       // Pruned entries of a dense layer keep what the caller put there.
       if (at >= 0 && (layer.is_edge_popup || !layer.has_factor || layer.factor[k] != 0)) flat[at] = weight[k];
     }
-    for (int64_t o = 0; o < layer.n_out; ++o) {
-      if (layer.is_edge_popup || layer.bias_factor[o] != 0) flat[layer.bias_at + o] = bias[o];
+    for (int64_t k = 0; k < layer.n_live; ++k) {
+      if (layer.is_edge_popup || layer.bias_factor[k] != 0) flat[layer.bias_at + layer.live[k]] = bias[k];
     }
   }
 }

@@ -22,9 +22,14 @@ struct Layer {
   int64_t weight_at = 0, bias_at = 0;  // in the flat layout
   bool is_dense = false;
 
+  // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
+  // a dense layer. begin, bias and the bias's companions are in the order of this list.
+  int64_t n_live = 0;
+  AlignedBuffer<int32_t> live;                    // [n_live]
+
   // Compressed: kept weights in row order, and for the input gradient their places in column order.
   int64_t n_entries = 0;
-  AlignedBuffer<int64_t> begin, column_begin;     // [n_out + 1], [n_in + 1]
+  AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
   AlignedBuffer<int32_t> row, column;             // [padded entries]
   AlignedBuffer<int32_t> column_row, column_entry;
   // Dense: rows of row_stride = padded(n_in).
@@ -33,7 +38,7 @@ struct Layer {
   // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
   // multiplies the gradient: the mask (dense), the frozen parameter (edge-popup), or absent (compressed).
   AlignedBuffer<float> weight, score, factor, state0, state1;
-  AlignedBuffer<float> bias, bias_score, bias_factor, bias_state0, bias_state1;  // [padded(n_out)]
+  AlignedBuffer<float> bias, bias_score, bias_factor, bias_state0, bias_state1;  // [padded(n_live)]
   bool has_factor = false, is_edge_popup = false;
   float* trained() { return is_edge_popup ? score.data() : weight.data(); }
   float* bias_trained() { return is_edge_popup ? bias_score.data() : bias.data(); }
@@ -74,8 +79,8 @@ struct StepFunctions {
   double (*loss)(Network& net, int64_t n_batch, Loss loss, bool write_delta);
   // Deltas of all layers from the last one's, gradients, and the update of what is trained.
   void (*backward)(Network& net, int64_t n_batch, const UpdateRule& rule);
-  // order[j] = shuffled(shuffle, begin + j) for j < n.
-  void (*batch_indices)(const Shuffle& shuffle, int64_t begin, int64_t n, uint32_t* order);
+  // order[j] = shuffled(shuffle, j) for j < shuffle.n.
+  void (*epoch_order)(const Shuffle& shuffle, uint32_t* order);
 };
 StepFunctions mlp_step_avx2();
 StepFunctions mlp_step_avx512();
