@@ -211,7 +211,9 @@ def supermask(scores: Tensor, keep: int | float) -> Tensor:
         keep: count (int) or density (float), as in :func:`topk_mask`.
 
     Returns:
-        0.0 or 1.0 in the shape and dtype of ``scores``; ``d mask / d scores = 1`` for every score.
+        0.0 or 1.0 in the shape and dtype of ``scores``; ``d mask / d scores = 1`` for every score. Code that trains
+        signed scores, as hidden-networks does, calls ``supermask(scores.abs(), keep)``: the gradient then carries the
+        sign, so that a harmful weight's score shrinks towards 0 from both sides.
 
     Raises:
         TypeError, ValueError: naming the argument.

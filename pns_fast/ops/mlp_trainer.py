@@ -259,7 +259,8 @@ def mlp_trainer(
 
     Kept parameters follow ``torch.optim.SGD`` or ``Adam`` on the mean cross-entropy or mean squared error; pruned ones
     are never written. With ``scores`` it is edge-popup: parameters stay, the top ``density`` of ``|score|`` (per layer,
-    weights and biases apart) is in force, and the scores are trained straight through. Networks are shared out among
+    weights and biases apart) is in force, and every score is trained straight through,
+    ``dL/ds = dL/dw_in_force * w * sign(s)`` with sign(0) = 1. Networks are shared out among
     ``torch.get_num_threads()`` threads; results depend neither on that nor on the other networks of the call.
 
     Args:

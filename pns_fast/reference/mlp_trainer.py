@@ -140,8 +140,10 @@ def mlp_trainer(
                 return trained * mask[i], mask[i]
             rho = density ** ((epoch + 1) / epochs) if anneal and epochs > 0 else density
             kept = edge_popup_mask(trained.detach(), widths, rho)
-            # straight through: the value is theta0 * kept, the gradient to every score is dL/dw_eff * w
-            return theta0 * kept + (trained - trained.detach()) * theta0, kept
+            # straight through |s|: the value is theta0 * kept, the gradient to every score is
+            # dL/dw_eff * w * sign(s), with sign(0) = 1, or bias scores would stay at zero
+            sign = torch.where(trained.detach() < 0, -1.0, 1.0).to(dtype)
+            return theta0 * kept + (trained - trained.detach()) * sign * theta0, kept
 
         def evaluate(column, epoch, i=i, xt=xt, yt=yt, effective=effective):
             with torch.no_grad():

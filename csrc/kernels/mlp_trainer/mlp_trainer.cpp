@@ -79,12 +79,15 @@ struct PlainStep {
         float g = 0;
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] * stride + b] * x[layer.column[k] * stride + b];
         if (layer.has_factor) g *= layer.factor[k];
+        if (layer.is_edge_popup && layer.score[k] < 0) g = -g;
         update(rule, &layer.trained()[k], &layer.state0[k], &layer.state1[k], g);
       }
       for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
-        update(rule, &layer.bias_trained()[r], &layer.bias_state0[r], &layer.bias_state1[r], g * layer.bias_factor[r]);
+        g *= layer.bias_factor[r];
+        if (layer.is_edge_popup && layer.bias_score[r] < 0) g = -g;
+        update(rule, &layer.bias_trained()[r], &layer.bias_state0[r], &layer.bias_state1[r], g);
       }
     }
   }

@@ -4,7 +4,7 @@
 //   loss: mean cross-entropy of softmax(f), or mean squared error over batch and outputs
 //   update of kept parameters: torch's SGD (momentum) or Adam; pruned parameters are never written
 //   edge-popup (scores given): parameters stay; per layer, weights and biases apart, the top `density` of |score| are
-//   in force; every score gets dL/ds = dL/dw_in_force * w (straight through) and torch's SGD or Adam
+//   in force; every score gets dL/ds = dL/dw_in_force * w * sign(s) (straight through |s|, sign(0) = 1)
 //
 // Shapes: N networks, D data sets, n samples, P parameters in flat layout [W_1 | b_1 | W_2 | b_2 ...], W row-major
 // [O, I]. Network i reads data set dataset[i]; its batch order in an epoch is make_shuffle(n, keys[i], epoch), core/philox.h.

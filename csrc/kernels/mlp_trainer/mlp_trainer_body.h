@@ -182,7 +182,7 @@ struct MlpStep {
     for (int64_t k = 0; k < n; k += W) {
       Vector g = sparse_dots<Vector>(layer.row.data() + k, layer.column.data() + k, W, layer.delta.data(),
                                      net.layer_input(l), net.batch_stride, count);
-      if (layer.has_factor) g = g * Vector::load(layer.factor.data() + k);
+      if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
       updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k, g);
     }
   }
@@ -196,7 +196,8 @@ struct MlpStep {
         const float* delta = layer.delta.data() + layer.live[k + j] * net.batch_stride;
         for (int64_t v = 0; v < n_vectors(n_batch); ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
       }
-      const Vector g = horizontal_sums(acc) * Vector::load(layer.bias_factor.data() + k);
+      const Vector g = trained_gradient(horizontal_sums(acc), layer.bias_factor.data() + k, layer.is_edge_popup,
+                                        layer.bias_trained() + k);
       updater.apply(layer.bias_trained() + k, layer.bias_state0.data() + k, layer.bias_state1.data() + k, g);
     }
   }

@@ -7,6 +7,14 @@
 namespace pns {
 namespace {
 
+// The gradient of the trained value from that of the weight in force: masked, or straight through to |score| * sign.
+// sign(0) = 1: biases' scores start at 0 and would never move.
+template <typename Vector>
+inline Vector trained_gradient(Vector g, const float* factor, bool is_edge_popup, const float* score) {
+  g = g * Vector::load(factor);
+  return is_edge_popup ? select(Vector::load(score) < Vector::zero(), Vector::zero() - g, g) : g;
+}
+
 template <int W>
 struct Updater {
   using Vector = Vec<float, W>;

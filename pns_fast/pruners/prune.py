@@ -1,0 +1,192 @@
+"""Score, threshold, mask: pruning of whole populations in one call."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops, rng
+from ..networks import Masks, Population
+from . import registry
+from .batch import check_batch
+from .checks import LOSSES, check_choice, check_count, check_density, check_masks, check_population
+from .problem import ScoringProblem
+
+SCOPES = ("global", "layer")
+SCHEDULES = ("exponential", "linear")
+
+
+def score(
+    population: Population,
+    name: str,
+    batch: tuple[Tensor, Tensor] | None = None,
+    loss: str = "cross_entropy",
+    seed: int | Sequence[int] = 0,
+    masks: Masks | None = None,
+) -> Tensor:
+    """The scores a pruner gives every parameter of every network; larger is kept.
+
+    Args:
+        population: N networks.
+        name: a pruner out of ``names()``.
+        batch: ``x [B, n_0]`` or ``[N, B, n_0]`` and ``y [B]`` or ``[N, B]`` (int64) for cross-entropy,
+            ``[B, n_L]`` or ``[N, B, n_L]`` for MSE; SNIP and GraSP need it. See :func:`pruning_batch`.
+        loss: "cross_entropy" or "mse".
+        seed: for the random pruner, an int or N ints.
+        masks: parameters pruned before; None for none.
+
+    Returns:
+        ``[N, P]`` in the flat layout ``[W1 | b1 | W2 | b2 | ...]``; -inf where ``masks`` is False.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, or a kept score that is not finite.
+
+    Source: the table "Pruners"; one file each in ``pns_fast/pruners``.
+
+    >>> from pns_fast import Population
+    >>> net = Population([torch.tensor([[[3.0, -4.0]]])], [torch.tensor([[0.5]])])
+    >>> score(net, "magnitude")
+    tensor([[3.0000, 4.0000, 0.5000]])
+    """
+    check_population(population)
+    pruner = registry.get(name)
+    check_choice("loss", loss, LOSSES)
+    masks = check_masks(population, masks)
+    keys = rng.network_keys(seed, population.n)
+    problem = ScoringProblem(population, masks, check_batch(batch, population, loss), loss, keys)
+    with torch.enable_grad():
+        scores = pruner(problem)
+    expected, got = ([list(t.shape) for t in tensors] for tensors in (problem.parameters, scores))
+    if got != expected:
+        raise ValueError(f"{name}: expected scores of shapes {expected}, got {got}")
+    flat, kept = torch.cat([s.detach().flatten(1) for s in scores], dim=1), masks.flatten()
+    broken = (kept & ~torch.isfinite(flat)).any(1)
+    if broken.any():
+        networks = broken.nonzero().flatten().tolist()
+        raise ValueError(f"{name}: scores are not finite (NaN or infinity) in networks {networks}")
+    return flat.masked_fill(~kept, -torch.inf)
+
+
+def threshold(
+    scores: Tensor, masks: Masks | None, widths: Sequence[int], density: float, scope: str = "global"
+) -> Masks:
+    """Keeps the ``ceil(density * n - 1e-9)`` largest of the n scores of each scope, exactly.
+
+    n counts all parameters of the scope, those pruned before too. Ties go to the lowest index in the flat
+    layout. What ``masks`` has pruned stays pruned: where it keeps fewer, just those stay.
+
+    Args:
+        scores: ``[N, P]`` in the flat layout.
+        masks: parameters pruned before; None for none.
+        widths: ``(n_0, ..., n_L)``.
+        density: fraction kept, in (0, 1].
+        scope: "global", or "layer" for each layer's weights and biases together.
+
+    Returns:
+        Masks of N networks.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, or a NaN score.
+
+    >>> threshold(torch.tensor([[3.0, 4.0, 0.5]]), None, (2, 1), density=0.5).flatten()
+    tensor([[ True,  True, False]])
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating point tensor, got {getattr(scores, 'dtype', scores)!r}")
+    density = check_density(density)
+    check_choice("scope", scope, SCOPES)
+    sizes = [n_out * (n_in + 1) for n_in, n_out in itertools.pairwise(widths)]
+    if scores.dim() != 2 or scores.shape[1] != sum(sizes):
+        raise ValueError(
+            f"scores: expected shape [N, {sum(sizes)}] for widths {tuple(widths)}, got {list(scores.shape)}"
+        )
+    kept = _flat_masks(masks, scores, widths)
+    if torch.isnan(scores[kept]).any():
+        raise ValueError("scores: expected no NaN")
+    # a kept -inf still ranks above everything pruned
+    ranked = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(~kept, -torch.inf)
+    parts = [ranked] if scope == "global" else ranked.split(sizes, dim=1)
+    top = torch.cat([ops.topk_mask(part.contiguous(), density) for part in parts], dim=1)
+    return Masks.from_flat(top & kept, widths)
+
+
+def _flat_masks(masks: Masks | None, scores: Tensor, widths: Sequence[int]) -> Tensor:
+    if masks is None:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if not isinstance(masks, Masks):
+        raise TypeError(f"masks: expected Masks or None, got {type(masks).__name__}")
+    if (masks.n, masks.widths, masks.device) != (len(scores), tuple(widths), scores.device):
+        raise ValueError(
+            f"masks: expected {len(scores)} networks of widths {tuple(widths)} on {scores.device}, "
+            f"got {masks.n} of {masks.widths} on {masks.device}"
+        )
+    return masks.flatten()
+
+
+def prune(
+    population: Population,
+    name: str,
+    density: float,
+    batch: tuple[Tensor, Tensor] | None = None,
+    loss: str = "cross_entropy",
+    scope: str = "global",
+    rounds: int = 1,
+    schedule: str = "exponential",
+    seed: int | Sequence[int] = 0,
+    masks: Masks | None = None,
+) -> Masks:
+    """Prunes every network to ``density`` in ``rounds`` rounds of score and threshold.
+
+    After round r of R the density is ``density^(r/R)`` (exponential) or ``1 - (1 - density) r/R`` (linear).
+
+    Args:
+        population: N networks.
+        name: a pruner out of ``names()``.
+        density: fraction of parameters kept at the end, in (0, 1].
+        batch, loss, seed, masks: see :func:`score`.
+        scope: "global", or "layer" for the same density in each layer.
+        rounds: number of rounds R.
+        schedule: "exponential" or "linear".
+
+    Returns:
+        Masks with exactly ``ceil(density * n - 1e-9)`` parameters kept a scope, or fewer where ``masks`` kept
+        fewer. A network's masks do not depend on which other networks are in the population.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, or a score that is not finite.
+
+    Source: Fischer & Burkholz 2022, Section 3 (single-shot); Tanaka et al. 2020 (rounds).
+
+    >>> from pns_fast import init_population
+    >>> masks = prune(init_population((2, 10, 4), n=3), "synflow", density=0.1, rounds=10)
+    >>> masks.kept()  # ceil(0.1 * 74)
+    tensor([8, 8, 8])
+    """
+    density = check_density(density)
+    check_choice("scope", scope, SCOPES)
+    check_choice("schedule", schedule, SCHEDULES)
+    rounds = check_count("rounds", rounds, 1)
+    masks = check_masks(check_population(population), masks)
+    for r in range(1, rounds + 1):
+        scores = score(population, name, batch, loss, seed, masks)
+        masks = threshold(
+            scores, masks, population.widths, round_density(density, r, rounds, schedule), scope
+        )
+    return masks
+
+
+def round_density(density: float, r: int, rounds: int, schedule: str) -> float:
+    """The density after round r of ``rounds``; exactly ``density`` after the last.
+
+    >>> [round_density(0.01, r, 2, "exponential") for r in (1, 2)]
+    [0.1, 0.01]
+    """
+    if r == rounds:
+        return density
+    if schedule == "linear":
+        return 1 - (1 - density) * r / rounds
+    return math.pow(density, r / rounds)

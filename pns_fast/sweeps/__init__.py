@@ -1,0 +1,40 @@
+"""Sweeps: grids of networks, planted, pruned and trained into a SQLite store that a run can always resume.
+
+Names are imported on first use, so that the command line can parse its arguments without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_NAMES = {
+    "Cell": "grid",
+    "Outcome": "store",
+    "Panel": "summary",
+    "Report": "runner",
+    "Store": "store",
+    "StoreAccessError": "store",
+    "StoreError": "store",
+    "expand": "grid",
+    "figure": "figures",
+    "histories": "store",
+    "panels": "summary",
+    "read": "store",
+    "run": "runner",
+    "save_figure": "figures",
+    "statuses": "store",
+    "tables": "table",
+    "write_csv": "table",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,290 @@
+"""From cells to numbers: plant, prune, train. Cells of one architecture and task share all that they can.
+
+A network's numbers depend on its own cell only: every random number is keyed by the cell's seed, and no
+kernel mixes networks. So sharing and batching change the time, never a result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import planting, pruners, tasks, training
+from ..networks import Masks, Population, init_population
+from .grid import Cell
+from .store import Outcome
+
+# At most this many parameters in one native call (256 MB a copy) and in the mothers that are alive at once.
+_MAX_CALL_PARAMETERS = 2**26
+_MAX_MOTHER_PARAMETERS = 2**24
+
+# Cells that agree in these go through the pipeline together; what is left is pruner, density and seed.
+_SHARED = (
+    *("mode", "task", "depth", "width", "noise", "n_samples", "scheme", "assignment"),
+    *("epochs", "batch_size", "lr", "scope", "rounds", "round_epochs", "popup_epochs", "popup_lr"),
+)
+
+
+class Clock:
+    """Adds up the seconds of named phases: ``with clock("training"): ...``."""
+
+    def __init__(self):
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Mothers:
+    """The planted mother networks of one task and architecture, one a seed, with their data."""
+
+    task: tasks.Task
+    rows: dict[int, int]  # seed -> network
+    data: list[tasks.Data]
+    planted: planting.Planted
+    ticket_density: float
+    ticket_metric: list[float]
+    ticket_loss: list[float]
+
+    def select(self, seeds: Sequence[int]) -> tuple[Population, list[tasks.Data], Masks]:
+        """Planted networks, data and planted masks, one a seed; a seed may come more than once."""
+        rows = [self.rows[s] for s in seeds]
+        masks = self.planted.masks.select(rows)
+        return self.planted.population.select(rows), [self.data[r] for r in rows], masks
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A chunk of networks after their final training."""
+
+    cells: list[Cell]
+    started: float
+    masks: Masks
+    planted_masks: Masks
+    strong_metric: Tensor
+    strong_loss: Tensor
+    result: training.TrainResult
+
+
+def mother_groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+    """Cells that differ in pruner, density and seed only, in blocks whose mothers fit into memory."""
+
+    for _, group in _grouped(cells, *_SHARED):
+        seeds = list(dict.fromkeys(c.seed for c in group))
+        n_block = max(1, _MAX_MOTHER_PARAMETERS // _parameter_count(group[0]))
+        for at in range(0, len(seeds), n_block):
+            block = set(seeds[at : at + n_block])
+            yield [c for c in group if c.seed in block]
+
+
+def _parameter_count(cell: Cell) -> int:
+    widths = tasks.get(cell.task).widths(cell.depth, cell.width)
+    return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
+
+
+def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock) -> Iterator[list[Outcome]]:
+    """The outcomes of one mother group, a chunk of networks at a time.
+
+    Args:
+        cells: out of :func:`mother_groups`, or any part of such a group.
+        chunk: most networks in one native call.
+        clock: gets the seconds of data, planting, scoring and training (multishot scores while it trains).
+
+    Returns:
+        An iterator over lists of outcomes. An error in any step is raised and ends it.
+    """
+    chunk = max(1, min(chunk, _MAX_CALL_PARAMETERS // _parameter_count(cells[0])))
+    mothers = _grow(cells[0], list(dict.fromkeys(c.seed for c in cells)), clock)
+    solve = {"singleshot": _singleshot, "multishot": _multishot, "edge-popup": _edge_popup}[cells[0].mode]
+    for trained in solve(cells, mothers, chunk, clock):
+        yield _outcomes(trained, mothers)
+
+
+def _grow(like: Cell, seeds: list[int], clock: Clock) -> Mothers:
+    task = tasks.get(like.task, noise=like.noise)
+    ticket, widths = task.ticket(like.depth), task.widths(like.depth, like.width)
+    with clock("data"):
+        data = [task.sample(n=like.n_samples, seed=s) for s in seeds]
+    with clock("planting"):
+        population = init_population(widths, n=len(seeds), seed=seeds, scheme=like.scheme)
+        planted = planting.plant(ticket, population, assignment=like.assignment)
+        performance = [ticket_performance(task, ticket, d) for d in data]
+    return Mothers(
+        task,
+        {s: row for row, s in enumerate(seeds)},
+        data,
+        planted,
+        float(ticket.density(widths)),
+        [metric for metric, _ in performance],
+        [loss for _, loss in performance],
+    )
+
+
+def ticket_performance(task: tasks.Task, ticket: tasks.Ticket, data: tasks.Data) -> tuple[float, float]:
+    """Metric (accuracy or rescaled MSE) and loss of the ticket itself on the test split, in float64."""
+    output, y = ticket.forward(data.x_test).double(), data.y_test
+    if task.loss == "cross_entropy":
+        metric = (output.argmax(1) == y).double().mean()
+        return metric.item(), torch.nn.functional.cross_entropy(output, y).item()
+    y = y.double()
+    norm = (output * output).sum(0)
+    factor = torch.where(norm > 0, (output * y).sum(0) / norm, 0.0)
+    return ((output * factor - y) ** 2).mean().item(), ((output - y) ** 2).mean().item()
+
+
+def _singleshot(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock) -> Iterator[_Trained]:
+    for pairs in _chunks(_pruned(cells, mothers, clock), chunk):
+        started = time.time()
+        # threads take networks in order: the expensive ones first, so that none is left over at the end
+        pairs.sort(key=lambda pair: -pair[0].density)
+        batch = [cell for cell, _ in pairs]
+        masks = Masks.from_flat(torch.stack([row for _, row in pairs]), mothers.planted.population.widths)
+        population, data, planted_masks = mothers.select([c.seed for c in batch])
+        result = _train(batch, population, masks, data, clock)
+        strong = result.metric[:, 0], result.test_loss[:, 0]
+        yield _Trained(batch, started, masks, planted_masks, *strong, result)
+
+
+def _pruned(cells: Sequence[Cell], mothers: Mothers, clock: Clock) -> Iterator[tuple[Cell, Tensor]]:
+    """Each cell with its mask (flat, bool [P]). Scores are computed once for all densities."""
+    loss, widths = mothers.task.loss, mothers.planted.population.widths
+    scope, rounds = cells[0].scope, cells[0].rounds
+    for (pruner,), group in _grouped(cells, "pruner"):
+        seeds = list(dict.fromkeys(c.seed for c in group))
+        population, data, _ = mothers.select(seeds)
+        with clock("scoring"):
+            batch = pruners.pruning_batch(data, loss, seed=seeds)
+            densities = dict.fromkeys(c.density for c in group)
+            if rounds == 1:
+                scores = pruners.score(population, pruner, batch, loss, seeds)
+                masks = {d: pruners.threshold(scores, None, widths, d, scope).flatten() for d in densities}
+            else:
+                masks = {
+                    d: pruners.prune(population, pruner, d, batch, loss, scope, rounds, seed=seeds).flatten()
+                    for d in densities
+                }
+        row = {s: i for i, s in enumerate(seeds)}
+        for cell in group:
+            yield cell, masks[cell.density][row[cell.seed]]
+
+
+def _multishot(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock) -> Iterator[_Trained]:
+    for (pruner, density), group in _grouped(cells, "pruner", "density"):
+        for batch in _chunks(group, chunk):
+            started, like, seeds = time.time(), batch[0], [c.seed for c in batch]
+            population, data, planted_masks = mothers.select(seeds)
+            with clock("training"):
+                shots = training.multishot(
+                    population,
+                    pruner,
+                    density,
+                    data,
+                    rounds=like.rounds,
+                    round_epochs=like.round_epochs,
+                    epochs=like.epochs,
+                    batch_size=like.batch_size,
+                    optimizer=training.Adam(lr=like.lr),
+                    scope=like.scope,
+                    seed=seeds,
+                )
+            strong = shots.strong_metric, shots.strong_loss
+            yield _Trained(batch, started, shots.masks, planted_masks, *strong, shots.result)
+
+
+def _edge_popup(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock) -> Iterator[_Trained]:
+    for (pruner, density), group in _grouped(cells, "pruner", "density"):
+        for batch in _chunks(group, chunk):
+            started, like, seeds = time.time(), batch[0], [c.seed for c in batch]
+            population, data, planted_masks = mothers.select(seeds)
+            with clock("training"):
+                popup = training.edge_popup(
+                    population,
+                    data,
+                    density,
+                    epochs=like.popup_epochs,
+                    anneal=pruner == "edge-popup-anneal",
+                    optimizer=training.SGD(
+                        lr=like.popup_lr, momentum=0.9, weight_decay=5e-4, schedule="cosine"
+                    ),
+                    seed=seeds,
+                    batch_size=like.batch_size,
+                )
+            result = _train(batch, population, popup.masks, data, clock)
+            strong = popup.metric[:, -1], popup.test_loss[:, -1]
+            yield _Trained(batch, started, popup.masks, planted_masks, *strong, result)
+
+
+def _train(batch: list[Cell], population: Population, masks: Masks, data: list, clock: Clock):
+    like = batch[0]
+    with clock("training"):
+        return training.train(
+            population,
+            masks,
+            data,
+            epochs=like.epochs,
+            batch_size=like.batch_size,
+            optimizer=training.Adam(lr=like.lr),
+            seed=[c.seed for c in batch],
+        )
+
+
+def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
+    masks, result = trained.masks, trained.result
+    recovery = planting.recovery(masks, trained.planted_masks)
+    rows = [mothers.rows[c.seed] for c in trained.cells]
+    columns = {
+        "strong_metric": trained.strong_metric,
+        "weak_metric": result.metric[:, -1],
+        "strong_loss": trained.strong_loss,
+        "weak_loss": result.test_loss[:, -1],
+        "kept": masks.kept(),
+        "density_kept": masks.density(),
+        "effective_density": masks.effective_density(),
+        "collapsed": masks.collapsed(),
+        "precision": recovery.precision,
+        "recall": recovery.recall,
+        "f1": recovery.f1,
+    }
+    values = {name: [float(v) for v in column.tolist()] for name, column in columns.items()}
+    values["ticket_metric"] = [mothers.ticket_metric[r] for r in rows]
+    values["ticket_loss"] = [mothers.ticket_loss[r] for r in rows]
+    values["ticket_density"] = [mothers.ticket_density] * len(rows)
+    curves = {name: getattr(result, name).tolist() for name in ("train_loss", "test_loss", "metric")}
+    finished = time.time()
+    return [
+        Outcome(
+            cell,
+            trained.started,
+            finished,
+            {name: column[i] for name, column in values.items()},
+            {name: rows[i] for name, rows in curves.items()},
+        )
+        for i, cell in enumerate(trained.cells)
+    ]
+
+
+def _grouped(cells: Iterable[Cell], *names: str) -> list[tuple[tuple, list[Cell]]]:
+    """Cells with equal values of the named fields, in order of first appearance."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(getattr(cell, name) for name in names), []).append(cell)
+    return list(groups.items())
+
+
+def _chunks(items: Iterable, n: int) -> Iterator[list]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, n)):
+        yield chunk

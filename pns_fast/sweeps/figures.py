@@ -1,0 +1,222 @@
+"""The paper's Figure 3: metric against density, after pruning and after training, a row a task."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .summary import Panel, Point, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg")
+
+# One colour and marker a pruner, in every figure.
+_STYLES = {
+    "random": ("#7f7f7f", "o"),
+    "magnitude": ("#1f6fb4", "s"),
+    "snip": ("#2ca02c", "^"),
+    "grasp": ("#f28e1c", "D"),
+    "synflow": ("#d62728", "v"),
+    "edge-popup": ("#8250c4", "P"),
+    "edge-popup-anneal": ("#c44fa5", "X"),
+}
+_FURTHER_STYLES = (("#17a2b8", "p"), ("#8c564b", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
+_TITLES = {"circle": "Circle", "relu": "ReLU", "helix": "Helix"}
+_LABELS = {
+    "random": "Random",
+    "magnitude": "Magnitude",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "edge-popup": "Edge-popup",
+    "edge-popup-anneal": "Edge-popup, annealed",
+}
+_RC = {
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+}
+_LEAST_MSE = 1e-7  # a noiseless ReLU ticket has an error of round-off: no reason to stretch the axis
+
+
+def save_figure(records: Sequence[dict], path: str | os.PathLike) -> None:
+    """Draw :func:`figure` and write it: PNG at 200 dpi, PDF or SVG, by the suffix of ``path``.
+
+    Raises:
+        ValueError: another suffix, or records that :func:`figure` refuses.
+        OSError: ``path`` cannot be written.
+    """
+    check_path(path)
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        drawn = figure(records)
+        part = Path(f"{path}.part")  # a figure that is there stays whole until the new one is
+        drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
+    os.replace(part, path)
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """ValueError unless the suffix of ``path`` is one that :func:`save_figure` writes."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"figure: expected a file name ending in {', '.join(FORMATS)}, got {str(path)!r}")
+
+
+def figure(records: Sequence[dict]) -> Figure:
+    """The figure of stored cells.
+
+    Lines are means over the seeds, bands the range from minimum to maximum, hollow markers densities at which
+    most networks have a layer without weights. The star and the lines through it are the planted ticket.
+
+    Args:
+        records: out of :func:`pns_fast.sweeps.read`.
+
+    Returns:
+        A matplotlib figure, two axes a panel (see :func:`pns_fast.sweeps.panels`).
+
+    Raises:
+        ValueError: no finished cell, or a mixture of settings.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no backend, no global state
+
+    rows = panels(records)
+    n_legend_rows = math.ceil((len(_styles(rows)) + 2) / 4)
+    height = 2.05 * len(rows) + 0.55 + 0.2 * n_legend_rows
+    drawn = Figure(figsize=(7.0, height), layout="constrained")
+    axes = drawn.subplots(len(rows), 2, squeeze=False, sharey="row")
+    varies = [name for name in ("depth", "width", "noise") if len({getattr(p, name) for p in rows}) > 1]
+    styles = _styles(rows)
+    for panel, (strong, weak) in zip(rows, axes, strict=True):
+        for ax, stage in ((strong, "strong"), (weak, "weak")):
+            _draw(ax, panel, stage, styles)
+        name = _TITLES.get(panel.task, panel.task)
+        extra = "".join(f", {v} {getattr(panel, v):g}" for v in varies)
+        strong.set_ylabel(f"{name}{extra}\n{'accuracy (%)' if panel.is_accuracy else 'MSE (rescaled)'}")
+    axes[0][0].set_title("After pruning (strong ticket)")
+    axes[0][1].set_title("After training (weak ticket)")
+    for ax in axes[-1]:
+        ax.set_xlabel("density (fraction of parameters kept)")
+    _legend(drawn, rows, styles)
+    return drawn
+
+
+def _styles(rows: list[Panel]) -> dict[str, tuple[str, str]]:
+    """Pruner -> colour and marker; pruners without a fixed style share the further ones in turn."""
+    names = dict.fromkeys(name for panel in rows for name in panel.curves)
+    styles = {name: _STYLES[name] for name in _STYLES if name in names}
+    further = [name for name in names if name not in _STYLES]
+    for i, name in enumerate(further):
+        styles[name] = _FURTHER_STYLES[i % len(_FURTHER_STYLES)]
+    return styles
+
+
+def _draw(ax: Axes, panel: Panel, stage: str, styles: dict[str, tuple[str, str]]) -> None:
+    ax.set_xscale("log")
+    if not panel.is_accuracy:
+        ax.set_yscale("log", nonpositive="clip")
+    scale = 100 if panel.is_accuracy else 1
+    ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for name, points in panel.curves.items():
+        _draw_curve(ax, points, stage, scale, *styles[name])
+    ticket = {"color": "black", "linewidth": 1.0, "dashes": (4, 2.5), "zorder": 2}
+    ax.axhline(scale * panel.ticket.mean, **ticket)
+    ax.axvline(panel.ticket_density, color="black", linewidth=0.8, linestyle=":", zorder=1.5)
+    ax.plot(panel.ticket_density, scale * panel.ticket.mean, "*", color="black", markersize=9, zorder=6)
+    densities = panel.densities
+    ax.set_xticks(list(densities.values()), [_tick(label, d) for label, d in densities.items()])
+    ax.minorticks_off()
+    if panel.is_accuracy:
+        ax.set_ylim(0, 102)
+        ax.set_yticks(range(0, 101, 25))
+    else:
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], _LEAST_MSE))
+
+
+def _draw_curve(ax: Axes, points: list[Point], stage: str, scale: float, colour: str, marker: str) -> None:
+    x = [p.density for p in points]
+    spreads = [getattr(p, stage) for p in points]
+    ax.fill_between(
+        x,
+        [scale * s.low for s in spreads],
+        [scale * s.high for s in spreads],
+        color=colour,
+        alpha=0.11,
+        linewidth=0,
+    )
+    ax.plot(x, [scale * s.mean for s in spreads], color=colour, linewidth=1.4, zorder=3)
+    for hollow in (False, True):
+        chosen = [
+            (p.density, scale * s.mean)
+            for p, s in zip(points, spreads, strict=True)
+            if p.mostly_collapsed == hollow
+        ]
+        ax.plot(
+            [a for a, _ in chosen],
+            [b for _, b in chosen],
+            marker,
+            color=colour,
+            markerfacecolor="white" if hollow else colour,
+            markeredgewidth=1.1,
+            markersize=4.6,
+            zorder=4,
+        )
+
+
+def _tick(label: str, density: float) -> str:
+    # on a second line, with the marker of the legend: the ticket's density is close to the next one
+    return f"\n★ {density:.2g}" if label == "ticket" else f"{density:g}"
+
+
+def _legend(drawn: Figure, rows: list[Panel], styles: dict[str, tuple[str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [], [], color=colour, marker=marker, markersize=4.6, linewidth=1.4, label=_LABELS.get(name, name)
+        )
+        for name, (colour, marker) in styles.items()
+    ]
+    handles.append(
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="*",
+            markersize=8,
+            linewidth=1,
+            dashes=(4, 2.5),
+            label="Planted ticket",
+        )
+    )
+    if any(p.mostly_collapsed for panel in rows for points in panel.curves.values() for p in points):
+        hollow = {"markerfacecolor": "white", "markeredgecolor": "#555555", "markeredgewidth": 1.1}
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=4.6,
+                label="hollow: most networks collapsed",
+                **hollow,
+            )
+        )
+    drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, columnspacing=1.6)

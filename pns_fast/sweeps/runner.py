@@ -1,0 +1,148 @@
+"""The driver: skips what the store holds, runs the rest in chunks, writes each chunk in one transaction."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .. import __version__, backends
+from .experiment import Clock, mother_groups, run_cells
+from .grid import Cell
+from .store import Outcome, Store
+
+# Networks in one native call: enough to fill the cores, few enough that a kill loses seconds only.
+DEFAULT_CHUNK = {"singleshot": 64, "multishot": 16, "edge-popup": 16}
+
+
+@dataclass
+class Report:
+    """How far a run got: ``n_skipped`` cells were stored before, ``n_ok`` and ``n_failed`` are new.
+
+    ``n_failed_before`` of the skipped ones had failed.
+    """
+
+    n_cells: int
+    n_skipped: int
+    n_failed_before: int = 0
+    n_ok: int = 0
+    n_failed: int = 0
+    interrupted: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, and "total"
+
+    @property
+    def n_left(self) -> int:
+        """Cells that this run had to do and has not done yet."""
+        return self.n_cells - self.n_skipped - self.n_ok - self.n_failed
+
+
+def run(
+    cells: Sequence[Cell],
+    store: str | os.PathLike,
+    *,
+    chunk: int | None = None,
+    retry_failed: bool = False,
+    progress: Callable[[Report], None] | None = None,
+    asked: dict | None = None,
+) -> Report:
+    """Run the cells that the store does not hold yet. Kill it at any time and call it again: it goes on.
+
+    A cell that raises is stored as failed with its traceback; the others are not affected. Ctrl-C ends the
+    run with everything finished stored and ``interrupted`` set.
+
+    Args:
+        cells: see :func:`pns_fast.sweeps.expand`.
+        store: path of the SQLite store; made if missing.
+        chunk: most networks in one native call; None for the mode's default.
+        retry_failed: also run cells that failed before.
+        progress: called at the start and after each chunk.
+        asked: what to note in the store about this run.
+
+    Returns:
+        The final :class:`Report`.
+
+    Raises:
+        ValueError: ``chunk`` is no positive integer, or the store is not usable (StoreError).
+        OSError: the store is not writable, or another run writes to it (StoreAccessError).
+
+    Example:
+        >>> import tempfile
+        >>> from pns_fast import sweeps
+        >>> cells = sweeps.expand("singleshot", ["relu"], ["random"], [0.5], seeds=range(2), depths=[3],
+        ...                       widths=[4], n_samples=100, epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first, second = [sweeps.run(cells, folder + "/results.db") for _ in range(2)]
+        >>> first.n_ok, second.n_ok, second.n_skipped
+        (2, 0, 2)
+    """
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk: expected a positive integer or None, got {chunk!r}")
+    begin, clock = time.perf_counter(), Clock()
+    with Store(store) as opened:
+        done = opened.statuses()
+        redo = ("failed",) if retry_failed else ()
+        cells = list(dict.fromkeys(cells))
+        pending = [c for c in cells if done.get(c.key) in (None, *redo)]
+        n_failed_before = 0 if retry_failed else sum(done.get(c.key) == "failed" for c in cells)
+        report = Report(len(cells), len(cells) - len(pending), n_failed_before)
+        opened.begin_run(_versions(), {"cells": len(cells), "pending": len(pending), **(asked or {})})
+        try:
+            if progress:
+                progress(report)
+            for outcomes in _all_outcomes(pending, chunk, clock):
+                with clock("store"):
+                    opened.write(outcomes)
+                n_failed = sum(o.error is not None for o in outcomes)
+                report.n_failed += n_failed
+                report.n_ok += len(outcomes) - n_failed
+                if progress:
+                    progress(report)
+        except KeyboardInterrupt:
+            report.interrupted = True
+        report.seconds = {**clock.seconds, "total": time.perf_counter() - begin}
+        opened.end_run(report.seconds)
+    return report
+
+
+def _all_outcomes(cells: Sequence[Cell], chunk: int | None, clock: Clock) -> Iterator[list[Outcome]]:
+    for group in mother_groups(cells):
+        yield from _isolating(group, chunk or DEFAULT_CHUNK[group[0].mode], clock)
+
+
+def _isolating(cells: list[Cell], chunk: int, clock: Clock) -> Iterator[list[Outcome]]:
+    """The outcomes of ``cells``; what raises is halved until the guilty cells are alone.
+
+    Halves, not single cells: one bad cell costs a few more calls, and the other cells stay in large batches.
+    """
+    started, left = time.time(), dict.fromkeys(cells)
+    try:
+        for outcomes in run_cells(cells, chunk, clock):
+            for outcome in outcomes:
+                del left[outcome.cell]
+            yield outcomes
+        return
+    except Exception:
+        if len(cells) == 1:
+            yield [Outcome(cells[0], started, time.time(), error=traceback.format_exc())]
+            return
+    suspects = list(left)
+    middle = len(suspects) // 2
+    for half in (suspects[:middle], suspects[middle:]):
+        if half:
+            yield from _isolating(half, chunk, clock)
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import torch
+
+    return {
+        "pns_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "simd": backends()["cpu"],
+    }

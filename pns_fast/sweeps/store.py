@@ -1,0 +1,300 @@
+"""Where results live: one SQLite file. One process writes (it holds ``<store>.lock``), any number may read.
+
+meta     schema and package version, date of creation
+run      one row a driver: host, versions, what was asked for, where the time went
+cell     one row a finished network: its parameters, ok or failed, the traceback
+metric   its numbers; history: its curves over the epochs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import __version__
+from .grid import SCHEMA_VERSION, Cell
+
+_APPLICATION_ID = int.from_bytes(b"pnsf", "big")  # in the file's header: `file store.db` shows it
+
+_SCHEMA = f"""
+BEGIN;
+PRAGMA application_id = {_APPLICATION_ID};
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE run (id INTEGER PRIMARY KEY, started REAL NOT NULL, finished REAL, host TEXT NOT NULL,
+    versions TEXT NOT NULL, asked TEXT NOT NULL, seconds TEXT);
+CREATE TABLE cell (key TEXT PRIMARY KEY, params TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('ok', 'failed')), started REAL NOT NULL, finished REAL NOT NULL,
+    error TEXT, run INTEGER NOT NULL REFERENCES run (id)) WITHOUT ROWID;
+CREATE TABLE metric (key TEXT NOT NULL REFERENCES cell (key), name TEXT NOT NULL, value REAL,
+    PRIMARY KEY (key, name)) WITHOUT ROWID;
+CREATE TABLE history (key TEXT PRIMARY KEY REFERENCES cell (key), curves TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('schema_version', '{SCHEMA_VERSION}'), ('pns_fast', '{__version__}'),
+    ('created', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));
+COMMIT;
+"""
+
+
+class StoreError(ValueError):
+    """The file is not a store that this version can use. It was not changed."""
+
+
+class StoreAccessError(OSError):
+    """The store cannot be opened, written or locked."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell: metrics and curves, or the traceback in ``error``."""
+
+    cell: Cell
+    started: float
+    finished: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Store:
+    """The writer's side of a store; creates the file where there is none. Use it in a ``with`` block.
+
+    Raises:
+        StoreError: the file is no SQLite database, no store, or of another schema version.
+        StoreAccessError: not writable, or another process writes to it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, Store(folder + "/results.db") as store:
+        ...     store.statuses()
+        {}
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._lock = _take_lock(self.path)
+        try:
+            self._db = self._open()
+        except BaseException:
+            _release_lock(self.path, self._lock)
+            raise
+        self._run_id: int | None = None
+
+    def _open(self) -> sqlite3.Connection:
+        if self.path.exists() and self.path.stat().st_size > 0:
+            with _connect(self.path) as db:
+                is_new = _check(db, self.path)
+        else:
+            is_new = True
+        with _readable_errors(self.path):
+            db = sqlite3.connect(self.path, timeout=30)
+            try:
+                # a network file system may refuse WAL; the rollback journal works everywhere
+                if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                    db.execute("PRAGMA journal_mode = DELETE")
+                else:
+                    db.execute("PRAGMA synchronous = NORMAL")
+                if is_new:
+                    db.executescript(_SCHEMA)
+                db.execute("BEGIN IMMEDIATE")  # a read-only file shows itself here, not after the first chunk
+                db.rollback()
+            except BaseException:
+                db.close()
+                raise
+        return db
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let the next writer in."""
+        try:
+            self._db.close()
+        finally:
+            _release_lock(self.path, self._lock)
+
+    def begin_run(self, versions: dict, asked: dict) -> None:
+        """Note who writes from now on, and what for."""
+        with _readable_errors(self.path), self._db:
+            cursor = self._db.execute(
+                "INSERT INTO run (started, host, versions, asked) VALUES (?, ?, ?, ?)",
+                (time.time(), socket.gethostname(), json.dumps(versions), json.dumps(asked)),
+            )
+        self._run_id = cursor.lastrowid
+
+    def end_run(self, seconds: dict[str, float]) -> None:
+        """Note when the run ended and where its time went."""
+        with _readable_errors(self.path), self._db:
+            self._db.execute(
+                "UPDATE run SET finished = ?, seconds = ? WHERE id = ?",
+                (time.time(), json.dumps(seconds), self._run_id),
+            )
+
+    def write(self, outcomes: Sequence[Outcome]) -> None:
+        """Store finished cells in one transaction; a retried cell replaces its failed row."""
+        if self._run_id is None:
+            raise ValueError("store: begin_run() comes before write()")
+        cells, metrics, histories = [], [], []
+        for o in outcomes:
+            key, status = o.cell.key, "ok" if o.error is None else "failed"
+            params = json.dumps(o.cell.params())
+            cells.append((key, params, status, o.started, o.finished, o.error, self._run_id))
+            metrics += [(key, name, float(value)) for name, value in o.metrics.items()]
+            if o.history:
+                histories.append((key, json.dumps(o.history)))
+        with _readable_errors(self.path), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO cell VALUES (?, ?, ?, ?, ?, ?, ?)", cells)
+            self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?)", metrics)
+            self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?)", histories)
+
+    def statuses(self) -> dict[str, str]:
+        """Key of each stored cell -> "ok" or "failed"."""
+        with _readable_errors(self.path):
+            return dict(self._db.execute("SELECT key, status FROM cell"))
+
+
+def statuses(path: str | os.PathLike) -> dict[str, str]:
+    """Key of each cell in the store at ``path`` -> "ok" or "failed"; a running sweep is not disturbed."""
+    with _reader(path) as db:
+        return dict(db.execute("SELECT key, status FROM cell"))
+
+
+def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dict]:
+    """The stored cells: ``key, status, error``, parameters and metrics of each as one flat dictionary.
+
+    Args:
+        path: the store; a running sweep is not disturbed.
+        keys: only these cells, in this order; None for all, in the order of their parameters.
+
+    Returns:
+        One dictionary a cell. A metric that was NaN is NaN again.
+
+    Raises:
+        StoreError, StoreAccessError: as for :class:`Store`.
+    """
+    with _reader(path) as db:
+        records = {
+            key: {"key": key, "status": status, "error": error, **json.loads(params)}
+            for key, params, status, error in db.execute("SELECT key, params, status, error FROM cell")
+        }
+        for key, name, value in db.execute("SELECT key, name, value FROM metric"):
+            records[key][name] = math.nan if value is None else value  # SQLite has no NaN and stores NULL
+    if keys is not None:
+        return [records[key] for key in keys if key in records]
+    order = ("mode", "task", "depth", "width", "noise", "pruner", "density", "seed")
+    return sorted(records.values(), key=lambda record: tuple(record[name] for name in order))
+
+
+def histories(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
+    """Key of each cell -> its curves: ``train_loss`` [epochs], ``test_loss`` and ``metric`` [epochs + 1]."""
+    with _reader(path) as db:
+        return {key: json.loads(curves) for key, curves in db.execute("SELECT key, curves FROM history")}
+
+
+@contextmanager
+def _reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+    path = Path(path)
+    if not path.is_file():
+        raise StoreAccessError(f"store {path}: no such file")
+    with _connect(path) as db:
+        if _check(db, path):
+            raise StoreError(f"store {path}: an empty file, no pns_fast store")
+        with _readable_errors(path):
+            yield db
+
+
+@contextmanager
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads: what is not ours is not touched."""
+    # mode=ro would leave empty -wal and -shm files behind, so only where nothing else is possible
+    writable = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+    with _readable_errors(path):
+        db = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True, timeout=30
+        )
+    try:
+        db.execute("PRAGMA query_only = ON")
+        yield db
+    finally:
+        db.close()
+
+
+def _check(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the database is still empty; an error where it holds something other than our tables."""
+    try:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        if not tables:
+            return True
+        if application_id != _APPLICATION_ID or "meta" not in tables:
+            raise StoreError(f"store {path}: an SQLite database, but no pns_fast store")
+        row = db.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
+    except sqlite3.OperationalError as error:
+        raise StoreAccessError(f"store {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"store {path}: not an SQLite database ({error})") from error
+    found = row[0] if row else "unknown"
+    if found != str(SCHEMA_VERSION):
+        raise StoreError(
+            f"store {path}: has schema version {found}, this pns_fast {__version__} reads "
+            f"version {SCHEMA_VERSION}; nothing was changed, choose another file"
+        )
+    return False
+
+
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreAccessError(f"store {path}: {error}") from error
+
+
+def _take_lock(path: Path) -> int:
+    """Lock ``<path>.lock``. The kernel drops the lock with its process, so kill -9 leaves none behind."""
+    if path.is_dir():
+        raise StoreAccessError(f"store {path}: is a directory, expected a file")
+    lock = _lock_path(path)
+    while True:
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreAccessError(f"store {path}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(lock)):
+                break
+        except BlockingIOError as error:
+            holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+            os.close(fd)
+            raise StoreAccessError(f"store {path}: {holder} is writing to it; wait or stop it") from error
+        except FileNotFoundError:
+            os.close(fd)  # the last holder removed the file between our open and our lock
+            continue
+        except OSError as error:
+            os.close(fd)
+            raise StoreAccessError(f"store {path}: cannot be locked ({error.strerror})") from error
+        os.close(fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return fd
+
+
+def _release_lock(path: Path, fd: int) -> None:
+    _lock_path(path).unlink(missing_ok=True)  # while it is still locked, see the loop above
+    os.close(fd)
+
+
+def _lock_path(path: Path) -> Path:
+    path = path.resolve()  # two links to one store share its lock
+    return path.with_name(path.name + ".lock")

@@ -1,0 +1,139 @@
+"""Stored cells summed up as the paper's panels: a curve a pruner, a point a density, spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from .grid import Cell
+
+# What a panel, a curve and a point on it stand for. All other parameters must agree within a panel.
+_PANEL = ("task", "depth", "width", "noise")
+_NETWORK = (*_PANEL, "pruner", "density_label", "seed")
+_ORDER = ("circle", "relu", "helix", "random", "magnitude", "snip", "grasp", "synflow")
+_ORDER += ("edge-popup", "edge-popup-anneal")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and range of a metric over the seeds; NaN where no network has a finite value."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        finite = [v for v in values if math.isfinite(v)]
+        if not finite:
+            return cls(math.nan, math.nan, math.nan)
+        return cls(math.fsum(finite) / len(finite), min(finite), max(finite))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The networks of one pruner and density."""
+
+    label: str
+    density: float
+    n: int
+    n_collapsed: int
+    strong: Spread
+    weak: Spread
+
+    @property
+    def mostly_collapsed(self) -> bool:
+        return self.n_collapsed > self.n / 2
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One task and architecture: the points of each pruner by density, and the planted ticket."""
+
+    task: str
+    depth: int
+    width: int
+    noise: float
+    is_accuracy: bool  # else a mean squared error, rescaled
+    n_seeds: int
+    ticket_density: float
+    ticket: Spread
+    curves: dict[str, list[Point]]
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Label -> density of all points, ascending."""
+        found = {p.label: p.density for points in self.curves.values() for p in points}
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def panels(records: Sequence[dict]) -> list[Panel]:
+    """Sum up stored cells.
+
+    Args:
+        records: out of :func:`pns_fast.sweeps.read`; failed cells are left out.
+
+    Returns:
+        A panel for each task, depth, width and noise, in the paper's order.
+
+    Raises:
+        ValueError: no finished cell, or two cells that differ only in a setting a panel does not show
+            (a mode, a number of epochs ...): their mean would mean nothing.
+    """
+    records = [r for r in records if r["status"] == "ok"]
+    if not records:
+        raise ValueError("records: expected finished cells, got none")
+    _refuse_mixtures(records)
+    groups = _grouped(records, *_PANEL)
+    keys = sorted(groups, key=lambda key: (_rank(key[0]), *key))
+    return [_panel(key, groups[key]) for key in keys]
+
+
+def _panel(key: tuple, records: list[dict]) -> Panel:
+    from .. import tasks
+
+    is_accuracy = tasks.get(key[0]).metric_name == "accuracy"
+    by_seed = {
+        r["seed"]: r["ticket_metric"] for r in records
+    }  # the ticket's test split depends on the seed only
+    curves = {}
+    for pruner, group in sorted(_grouped(records, "pruner").items(), key=lambda item: _rank(item[0][0])):
+        points = [_point(r) for r in _grouped(group, "density_label").values()]
+        curves[pruner[0]] = sorted(points, key=lambda p: p.density)
+    ticket = Spread.of(by_seed.values())
+    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves)
+
+
+def _point(records: list[dict]) -> Point:
+    return Point(
+        records[0]["density_label"],
+        records[0]["density"],
+        len(records),
+        sum(int(r["collapsed"]) for r in records),
+        Spread.of(r["strong_metric"] for r in records),
+        Spread.of(r["weak_metric"] for r in records),
+    )
+
+
+def _refuse_mixtures(records: list[dict]) -> None:
+    for group in _grouped(records, *_NETWORK).values():
+        for field in fields(Cell):
+            values = list(dict.fromkeys(r.get(field.name) for r in group))
+            if len(values) > 1:
+                shown = ", ".join(str(v) for v in values)
+                raise ValueError(
+                    f"the store holds results of several values of {field.name} ({shown}): choose one, "
+                    f"for example with --where {field.name}={values[0]}"
+                )
+
+
+def _grouped(records: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
+    groups: dict[tuple, list[dict]] = {}
+    for r in records:
+        groups.setdefault(tuple(r[name] for name in names), []).append(r)
+    return groups
+
+
+def _rank(name: str) -> int:
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)

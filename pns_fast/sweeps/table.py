@@ -1,0 +1,135 @@
+"""Results as text: the CSV, one row a network, and the closing tables, one a panel."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .summary import Panel, Spread, panels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .runner import Report
+
+CSV_COLUMNS = (
+    *("mode", "task", "depth", "width", "noise", "pruner", "density_label", "density", "seed"),
+    *("strong_metric", "weak_metric", "strong_loss", "weak_loss", "kept", "effective_density", "collapsed"),
+    *("precision", "recall"),
+)
+
+
+def write_csv(records: Sequence[dict], path: str | os.PathLike) -> None:
+    """Write the finished cells, one row a network, with the columns ``CSV_COLUMNS``.
+
+    Raises:
+        OSError: ``path`` cannot be written; a file that was there is then still there.
+    """
+    part = Path(f"{path}.part")
+    with open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for record in records:
+            if record["status"] == "ok":
+                whole = {name: int(record[name]) for name in ("kept", "collapsed")}
+                writer.writerow({**record, **whole})
+    os.replace(part, path)
+
+
+def tables(records: Sequence[dict], width: int = 80) -> list[Table]:
+    """A rich table for each panel: mean and range of the strong and weak metric, pruners by densities.
+
+    Args:
+        records: out of :func:`pns_fast.sweeps.read`.
+        width: characters a line; where mean and range do not fit beside each other, the range goes below.
+
+    Raises:
+        ValueError: no finished cell, or a mixture of settings, see :func:`pns_fast.sweeps.panels`.
+    """
+    from rich.console import Console
+
+    console, found = Console(width=width), []
+    for panel in panels(records):
+        table = _table(panel, " ")
+        fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= width
+        found.append(table if fits else _table(panel, "\n"))
+    return found
+
+
+def _table(panel: Panel, between: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    unit = "accuracy in %" if panel.is_accuracy else "mean squared error in units of 1e-4"
+    title = f"[bold]{panel.task}[/] depth {panel.depth}, width {panel.width}, noise {panel.noise:g}: {unit}"
+    mean, _, spread = _spread(panel.ticket, panel, " ").partition(" ")
+    ticket = f"planted ticket: {mean} ({spread}) at density {panel.ticket_density:.3g}"
+    table = Table(
+        title=f"{title}\n{ticket}", title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1)
+    )
+    table.add_column("pruner", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for label, density in panel.densities.items():
+        header = f"ticket {density:.2g}" if label == "ticket" else label
+        table.add_column(header, justify="right")
+    for name, points in panel.curves.items():
+        by_label = {p.label: p for p in points}
+        found = [by_label.get(label) for label in panel.densities]
+        for stage in ("strong", "weak"):
+            cells = ["" if p is None else _spread(getattr(p, stage), panel, between) for p in found]
+            table.add_row(name if stage == "strong" else "", stage, *cells)
+    return table
+
+
+def _spread(spread: Spread, panel: Panel, between: str) -> str:
+    if math.isnan(spread.mean):
+        return "-"
+    if panel.is_accuracy:
+        mean, low, high = (f"{100 * v:.1f}" for v in (spread.mean, spread.low, spread.high))
+    else:
+        mean, low, high = _rounded(spread.mean, 3), _rounded(spread.low, 2), _rounded(spread.high, 2)
+    return f"{mean}{between}[dim]{low}-{high}[/]"
+
+
+def _rounded(mse: float, n_digits: int) -> str:
+    """In units of 1e-4, the noise of the data: there all the paper's errors are short without an exponent."""
+    return f"{float(f'{mse / 1e-4:.{n_digits}g}'):g}"
+
+
+def print_results(records: Sequence[dict]) -> None:
+    """Print the tables of the finished cells, if there are any."""
+    from rich.console import Console
+
+    if any(r["status"] == "ok" for r in records):
+        console = Console(highlight=False)
+        for table in tables(records, console.width):
+            console.print(table)
+
+
+def print_closing(report: Report, places: dict[str, str | None]) -> None:
+    """Print how many cells ran, where the time went, and where the results are.
+
+    Args:
+        report: of the run; its ``seconds["total"]`` may include more than the phases, which is then "rest".
+        places: name -> path; None is left out.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    phases = {name: s for name, s in report.seconds.items() if name != "total"}
+    total = report.seconds["total"]
+    split = [*sorted(phases.items(), key=lambda item: -item[1]), ("rest", total - sum(phases.values()))]
+    n_failed = report.n_failed + report.n_failed_before
+    counts = f"{report.n_ok} new, {report.n_skipped} stored before, {n_failed} failed"
+    table = Table.grid(padding=(0, 2))
+    table.add_row("networks", f"{report.n_cells}: {counts}")
+    table.add_row("time", f"[bold]{total:.1f} s[/]: " + ", ".join(f"{name} {s:.1f}" for name, s in split))
+    for name, path in places.items():
+        if path:
+            table.add_row(name, Text(path))  # a name may look like markup
+    Console(highlight=False).print(table)

@@ -1,0 +1,107 @@
+"""Training of masked populations: arguments checked, everything else in ops.mlp_trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import ops, rng
+from ..networks import Masks, Population
+from ..pruners.checks import check_count, check_masks, check_population
+from .datasets import stack_data
+from .optimizers import SGD, Adam
+
+if TYPE_CHECKING:
+    from ..tasks import Data
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Trained networks and how they got there. Column 0 of test_loss and metric is before training."""
+
+    population: Population
+    train_loss: Tensor  # float64 [N, epochs], mean over the epoch's batches as they were trained
+    test_loss: Tensor  # float64 [N, epochs + 1]
+    metric: Tensor  # float64 [N, epochs + 1]: test accuracy in [0, 1], or MSE after rescaling each output
+
+
+def train(
+    population: Population,
+    masks: Masks | None,
+    data: Data | Sequence[Data],
+    epochs: int = 10,
+    batch_size: int = 32,
+    optimizer: Adam | SGD = Adam(lr=1e-3),  # noqa: B008 (frozen)
+    seed: int | Sequence[int] = 0,
+    loss: str | None = None,
+) -> TrainResult:
+    """Trains the kept parameters of every network; pruned ones stay bitwise as they are and count as zero.
+
+    A network's result depends on its own parameters, masks, data and key only, not on the other networks. A
+    network that diverges is no error: its losses are reported as they are, infinite or NaN.
+
+    Args:
+        population: N networks, float32.
+        masks: parameters to train; None for all.
+        data: one dataset for all, or a list of N of the same shapes (``x_train [n, n_0]``, ``y_train`` int64
+            ``[n]`` or float ``[n, n_L]``, ``x_test``, ``y_test``).
+        epochs: passes over the training data, >= 0.
+        batch_size: samples a step, >= 1; the last batch of an epoch may be smaller.
+        optimizer: Adam or SGD.
+        seed: of the batch order, an int or N ints (see ``rng.network_keys``).
+        loss: "cross_entropy" or "mse"; None takes cross-entropy for int64 labels, else MSE.
+
+    Returns:
+        A TrainResult.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+
+    Source: Fischer & Burkholz 2022, Supplement B.1 (Adam, lr 0.001, batch 32, 10 epochs).
+
+    >>> from types import SimpleNamespace
+    >>> from pns_fast import init_population
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> data = SimpleNamespace(x_train=x, y_train=x.relu(), x_test=x, y_test=x.relu())
+    >>> result = train(init_population((1, 8, 1), n=2), None, data, epochs=3)
+    >>> result.metric.shape, bool((result.test_loss[:, -1] < result.test_loss[:, 0]).all())
+    (torch.Size([2, 4]), True)
+    """
+    masks = check_masks(check_population(population), masks)
+    settings = trainer_settings(epochs, batch_size, optimizer)
+    stacked = stack_data(data, population, loss)
+    parameters, _, _, train_loss, test_loss, metric = ops.mlp_trainer(
+        population.flatten(),
+        masks.flatten(),
+        population.widths,
+        stacked.x_train,
+        stacked.y_train,
+        stacked.x_test,
+        stacked.y_test,
+        stacked.dataset,
+        key_tensor(seed, population),
+        loss=stacked.loss,
+        **settings,
+    )
+    trained = Population.from_flat(parameters, population.widths)
+    return TrainResult(trained, train_loss, test_loss, metric)
+
+
+def trainer_settings(epochs: int, batch_size: int, optimizer: Adam | SGD) -> dict[str, float | str]:
+    """The checked keyword arguments of ``ops.mlp_trainer`` that say how to train."""
+    if not isinstance(optimizer, (Adam, SGD)):
+        raise TypeError(f"optimizer: expected an Adam or an SGD, got {type(optimizer).__name__}")
+    return {
+        "epochs": check_count("epochs", epochs, 0),
+        "batch_size": check_count("batch_size", batch_size, 1),
+        **optimizer.settings(),
+    }
+
+
+def key_tensor(seed: int | Sequence[int], population: Population) -> Tensor:
+    """The networks' (seed, network) keys as int64 [N, 2]."""
+    return torch.tensor(rng.network_keys(seed, population.n), dtype=torch.int64, device=population.device)

@@ -1,0 +1,83 @@
+"""The figure: what is drawn, on which axes, and into which files."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from pns_fast import sweeps
+from pns_fast.sweeps import figures
+
+
+def test_axes_lines_and_ticket(grid):
+    drawn = sweeps.figure(grid)
+    assert len(drawn.axes) == 4  # two tasks, strong and weak
+    for ax in drawn.axes:
+        assert ax.get_xscale() == "log"
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["\n★ 0.005", "0.1", "1"]
+        np.testing.assert_array_equal(ax.get_xticks(), [0.005, 0.1, 1.0])
+    circle_strong, circle_weak, helix_strong, helix_weak = drawn.axes
+    assert (circle_weak.get_yscale(), circle_weak.get_ylim()) == ("linear", (0.0, 102.0))
+    assert (helix_strong.get_yscale(), helix_weak.get_yscale()) == ("log", "log")
+    mean = next(line for line in circle_weak.lines if line.get_color() == figures._STYLES["random"][0])
+    np.testing.assert_allclose(mean.get_ydata(), [80.0, 80.0, 80.0], rtol=1e-14)
+    dashed = next(line for line in circle_strong.lines if line.is_dashed())
+    np.testing.assert_allclose(dashed.get_ydata(), [98.0, 98.0], rtol=1e-14)
+    star = next(line for line in circle_strong.lines if line.get_marker() == "*")
+    np.testing.assert_allclose(star.get_xydata(), [[108 / 20_600, 98.0]], rtol=1e-14)
+    assert len(circle_weak.collections) == 2  # a band a pruner
+
+
+def test_mostly_collapsed_points_are_hollow(record):
+    records = [record(seed=s, collapsed=float(s > 0)) for s in range(3)] + [
+        record(density_label="1", density=1.0)
+    ]
+    ax = sweeps.figure(records).axes[0]
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[0.1]]
+    texts = [t.get_text() for t in sweeps.figure(records).legends[0].get_texts()]
+    assert texts == ["SNIP", "Planted ticket", "hollow: most networks collapsed"]
+
+
+def test_every_pruner_has_its_own_colour_and_marker(record):
+    names = [
+        "random",
+        "magnitude",
+        "snip",
+        "grasp",
+        "synflow",
+        "edge-popup",
+        "edge-popup-anneal",
+        "new",
+        "newer",
+    ]
+    styles = figures._styles(sweeps.panels([record(pruner=name) for name in names]))
+    assert set(styles) == set(names)
+    assert len(set(styles.values())) == len(names)
+
+
+def test_png_is_200_dpi_and_not_empty(tmp_path, grid):
+    from PIL import Image
+
+    path = tmp_path / "figure.png"
+    sweeps.save_figure(grid, path)
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert width == 1400
+    assert height > 800
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    colours = {tuple(c) for c in pixels.reshape(-1, 3)}
+    assert {(0x7F, 0x7F, 0x7F), (0xD6, 0x27, 0x28), (0, 0, 0), (255, 255, 255)} <= colours
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_vector_formats(tmp_path, suffix, start, grid):
+    path = tmp_path / f"figure.{suffix}"
+    sweeps.save_figure(grid, path)
+    assert path.read_bytes().startswith(start)
+
+
+def test_other_suffixes_are_refused(tmp_path, grid):
+    with pytest.raises(ValueError, match=r"figure: expected a file name ending in .png, .pdf, .svg, got"):
+        sweeps.save_figure(grid, tmp_path / "figure.gif")
+    assert list(tmp_path.iterdir()) == []

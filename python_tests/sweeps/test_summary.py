@@ -1,0 +1,115 @@
+"""Panels, tables and the CSV, from made-up records with known means."""
+
+import csv
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from pns_fast import sweeps
+from pns_fast.sweeps.summary import Spread
+from pns_fast.sweeps.table import CSV_COLUMNS
+
+HEADER = (
+    "mode,task,depth,width,noise,pruner,density_label,density,seed,strong_metric,weak_metric,strong_loss,"
+    "weak_loss,kept,effective_density,collapsed,precision,recall"
+)
+
+
+def record(**changes):
+    cell = {
+        **{"mode": "singleshot", "task": "circle", "depth": 5, "width": 100, "noise": 0.01, "pruner": "snip"},
+        **{"density_label": "0.1", "density": 0.1, "seed": 0, "epochs": 10, "status": "ok", "error": None},
+        **{"strong_metric": 0.25, "weak_metric": 0.95, "strong_loss": 1.4, "weak_loss": 0.1, "kept": 2091.0},
+        **{
+            "effective_density": 0.1,
+            "collapsed": 0.0,
+            "precision": 0.01,
+            "recall": 0.2,
+            "ticket_metric": 0.98,
+        },
+        **{"ticket_density": 108 / 20_600, "key": "k"},
+    }
+    return {**cell, **changes}
+
+
+GRID = [
+    record(
+        task=task,
+        pruner=pruner,
+        density_label=label,
+        density=density,
+        seed=seed,
+        weak_metric=weak + seed / 10,
+    )
+    for task, weak in (("helix", 0.001), ("circle", 0.7))
+    for pruner in ("synflow", "random")
+    for label, density in (("1", 1.0), ("ticket", 0.005), ("0.1", 0.1))
+    for seed in range(3)
+]
+
+
+def test_panels_are_in_the_papers_order(grid):
+    panels = sweeps.panels(grid)
+    assert [(p.task, p.is_accuracy, p.n_seeds) for p in panels] == [("circle", True, 3), ("helix", False, 3)]
+    assert list(panels[0].curves) == ["random", "synflow"]
+    assert list(panels[0].densities) == ["ticket", "0.1", "1"]
+    point = panels[0].curves["random"][0]
+    assert (point.label, point.n, point.n_collapsed) == ("ticket", 3, 0)
+    assert point.weak == Spread(pytest.approx(0.8, rel=1e-15), 0.7, 0.7 + 2 / 10)
+
+
+def test_spread_leaves_out_what_is_not_finite():
+    assert Spread.of([1.0, math.nan, 3.0, math.inf]) == Spread(2.0, 1.0, 3.0)
+    assert math.isnan(Spread.of([math.nan]).mean)
+
+
+def test_failed_cells_are_left_out(record):
+    panels = sweeps.panels([record(), {**record(seed=1), "status": "failed"}])
+    assert panels[0].curves["snip"][0].n == 1
+    with pytest.raises(ValueError, match="expected finished cells, got none"):
+        sweeps.panels([{**record(), "status": "failed"}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 20}, r"several values of epochs \(10, 20\).*--where epochs=10"),
+        ({"mode": "multishot"}, r"several values of mode \(singleshot, multishot\).*--where mode=singleshot"),
+    ],
+)
+def test_mixtures_are_refused(changes, message, record):
+    with pytest.raises(ValueError, match=message):
+        sweeps.panels([record(), record(**changes)])
+
+
+def test_csv_has_the_header_of_the_contract_and_one_row_a_network(tmp_path, record):
+    assert ",".join(CSV_COLUMNS) == HEADER
+    failed = {"key": "f", "status": "failed", "error": "x", "mode": "singleshot"}
+    sweeps.write_csv([record(weak_loss=0.1 + 0.2), failed, record(seed=1, collapsed=1.0)], tmp_path / "x.csv")
+    text = (tmp_path / "x.csv").read_text()
+    assert text.splitlines()[0] == HEADER
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(r["seed"], r["kept"], r["collapsed"]) for r in rows] == [("0", "2091", "0"), ("1", "2091", "1")]
+    assert float(rows[0]["weak_loss"]) == 0.1 + 0.2  # every digit
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_fit_the_terminal_and_break_no_word(width, grid):
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    for table in sweeps.tables(grid, width):
+        console.print(table)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert ("80.0 70.0-90.0" in text) == (width > 60)
+    for shown in (
+        "80.0",
+        "70.0-90.0",
+        "1010",
+        "10-2000",
+        "planted ticket: 98.0 (98.0-98.0) at density 0.00524",
+    ):
+        assert shown in text
