@@ -69,7 +69,7 @@ def _table(panel: Panel, between: str) -> Table:
     mean, _, spread = _spread(panel.ticket, panel, " ").partition(" ")
     ticket = f"planted ticket: {mean} ({spread}) at density {panel.ticket_density:.3g}"
     table = Table(
-        title=f"{title}\n{ticket}", title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1)
+        title=f"{title}\n{ticket}", title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
     table.add_column("pruner", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -89,7 +89,7 @@ def _spread(spread: Spread, panel: Panel, between: str) -> str:
     if math.isnan(spread.mean):
         return "-"
     if panel.is_accuracy:
-        mean, low, high = (f"{100 * v:.1f}" for v in (spread.mean, spread.low, spread.high))
+        mean, low, high = f"{100 * spread.mean:.1f}", f"{100 * spread.low:.0f}", f"{100 * spread.high:.0f}"
     else:
         mean, low, high = _rounded(spread.mean, 3), _rounded(spread.low, 2), _rounded(spread.high, 2)
     return f"{mean}{between}[dim]{low}-{high}[/]"
