@@ -48,4 +48,4 @@ def __dir__() -> list[str]:
 
 # torch.ops.pns_fast.* exists after `import pns_fast`. Only the command line waits until it needs torch.
 if os.path.basename(getattr(sys, "argv", [""])[0]) not in ("pns-fast", "-m"):
-    from . import ops
+    from . import ops  # noqa: F401

@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pns-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    sweep = commands.add_parser(
-        "sweep", help="run a grid of networks into a store; resumes by default", **common
-    )
+    sweep = commands.add_parser("sweep", help="run a grid of networks into a store; resumes by default", **common)
     modes = sweep.add_subparsers(metavar="MODE", required=True)
     about = {
         "singleshot": "score once at the initial parameters, prune, train (the paper's Figure 3)",
@@ -109,12 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sweep_options(parser: argparse.ArgumentParser, mode: str) -> None:
     grid = parser.add_argument_group("the grid (lists are comma-separated)")
-    pruners = (
-        "edge-popup, edge-popup-anneal" if mode == "edge-popup" else "random, magnitude, snip, grasp, synflow"
-    )
-    grid.add_argument(
-        "--task", metavar="LIST", type=_list(str), default="all", help="circle, relu, helix or all"
-    )
+    pruners = "edge-popup, edge-popup-anneal" if mode == "edge-popup" else "random, magnitude, snip, grasp, synflow"
+    grid.add_argument("--task", metavar="LIST", type=_list(str), default="all", help="circle, relu, helix or all")
     grid.add_argument("--pruner", metavar="LIST", type=_list(str), default="all", help=f"{pruners} or all")
     grid.add_argument(
         "--density",
@@ -132,9 +126,7 @@ def _add_sweep_options(parser: argparse.ArgumentParser, mode: str) -> None:
         default="5",
         help="neuron layers, input and output included",
     )
-    grid.add_argument(
-        "--width", metavar="LIST", type=_list(int), default="100", help="neurons in a hidden layer"
-    )
+    grid.add_argument("--width", metavar="LIST", type=_list(int), default="100", help="neurons in a hidden layer")
     grid.add_argument("--noise", metavar="LIST", type=_list(float), default="0.01", help="of the labels")
 
     settings = parser.add_argument_group("settings, the same for all networks")
@@ -149,9 +141,7 @@ def _add_sweep_options(parser: argparse.ArgumentParser, mode: str) -> None:
         )
 
     outputs = parser.add_argument_group("where to, and how")
-    outputs.add_argument(
-        "--store", default=f"pns-{mode}.db", metavar="FILE", help="SQLite; what it holds is skipped"
-    )
+    outputs.add_argument("--store", default=f"pns-{mode}.db", metavar="FILE", help="SQLite; what it holds is skipped")
     outputs.add_argument("--figure", metavar="FIG", help=".png, .pdf or .svg")
     outputs.add_argument("--csv", metavar="FILE", help="one row a network")
     outputs.add_argument("--threads", metavar="N", type=int, help="CPU threads; torch's choice if not given")
@@ -250,8 +240,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if report.interrupted:
         done = report.n_cells - report.n_left
         print(
-            f"stopped: {done} of {report.n_cells} cells are in {args.store}; "
-            "the same command goes on from there",
+            f"stopped: {done} of {report.n_cells} cells are in {args.store}; the same command goes on from there",
             file=sys.stderr,
         )
         return 130
@@ -284,9 +273,7 @@ def _report_failures(records: list[dict]) -> int:
     for error, n in errors.most_common(3):
         print(f"{n} failed: {error}", file=sys.stderr)
     if errors:
-        print(
-            "tracebacks are in the store (table cell); --retry-failed runs these cells again", file=sys.stderr
-        )
+        print("tracebacks are in the store (table cell); --retry-failed runs these cells again", file=sys.stderr)
     return 1 if errors else 0
 
 
@@ -357,9 +344,7 @@ def _plant(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {args.out}: there is no directory {Path(args.out).parent}")
     from .sweeps.planted import check_planted, print_planted, save_planted
 
-    checked = check_planted(
-        args.task, args.depth, args.width, list(_seeds(args)), args.scheme, args.assignment
-    )
+    checked = check_planted(args.task, args.depth, args.width, list(_seeds(args)), args.scheme, args.assignment)
     print_planted(checked)
     if args.out:
         save_planted(checked, args.out)

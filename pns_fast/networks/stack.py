@@ -47,8 +47,7 @@ class LayerStack:
     def _check_layers(self) -> None:
         if not self.weights or len(self.weights) != len(self.biases):
             raise ValueError(
-                "weights, biases: expected one of each a layer, "
-                f"got {len(self.weights)} and {len(self.biases)}"
+                f"weights, biases: expected one of each a layer, got {len(self.weights)} and {len(self.biases)}"
             )
         for name, tensors, dim in (("weights", self.weights, 3), ("biases", self.biases, 2)):
             for l, t in enumerate(tensors):
@@ -63,9 +62,7 @@ class LayerStack:
                         f"got {t.dtype} on {t.device}"
                     )
         if self.n < 1:
-            raise ValueError(
-                f"weights[0]: expected at least one network, got shape {tuple(self.weights[0].shape)}"
-            )
+            raise ValueError(f"weights[0]: expected at least one network, got shape {tuple(self.weights[0].shape)}")
         widths = check_widths(self.widths)
         for l, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             if w.shape != (self.n, widths[l + 1], widths[l]):
@@ -122,9 +119,7 @@ class LayerStack:
         shapes = [s for i, o in itertools.pairwise(widths) for s in ((o, i), (o,))]
         sizes = [math.prod(shape) for shape in shapes]
         if flat.dim() != 2 or flat.shape[1] != sum(sizes):
-            raise ValueError(
-                f"flat: expected shape [N, {sum(sizes)}] for widths {widths}, got {tuple(flat.shape)}"
-            )
+            raise ValueError(f"flat: expected shape [N, {sum(sizes)}] for widths {widths}, got {tuple(flat.shape)}")
         # Cloned: the pieces of one [N, P] tensor are strided and would alias it.
         parts = [
             part.reshape(-1, *shape).clone(memory_format=torch.contiguous_format)
@@ -157,9 +152,7 @@ def cat_stacks(name: str, kind: type[LayerStack], stacks: Sequence[LayerStack]) 
         if not isinstance(stack, kind):
             raise TypeError(f"{name}: expected {kind.__name__} objects, got {type(stack).__name__}")
     if not stacks or any(stack.widths != stacks[0].widths for stack in stacks):
-        raise ValueError(
-            f"{name}: expected at least one, all of the same widths, got {[s.widths for s in stacks]}"
-        )
+        raise ValueError(f"{name}: expected at least one, all of the same widths, got {[s.widths for s in stacks]}")
     return kind(
         [torch.cat(layer) for layer in zip(*(s.weights for s in stacks), strict=True)],
         [torch.cat(layer) for layer in zip(*(s.biases for s in stacks), strict=True)],

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from .. import _native
 from ..reference.best_match import BestMatch
-from ._library import FLOATS, check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer, suffix
+from ._library import (
+    FLOATS,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    library,
+    not_on_cuda,
+    pointer,
+    suffix,
+)
 
 library.define(
     "best_match(Tensor target, Tensor support, Tensor candidates, Tensor? available=None) -> (Tensor, Tensor, Tensor)"
@@ -81,8 +90,8 @@ def _(target, support, candidates, available=None):
 def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None) -> BestMatch:
     """For each target neuron, in order, the free candidate it is closest to up to a positive scale.
 
-    ``lambda(m) = theta.m / |m|^2``, ``q(m) = |theta - lambda(m) m|_2`` over the target's support; the candidate of least
-    q with lambda > 0 wins (lowest index on ties) and serves no later target.
+    ``lambda(m) = theta.m / |m|^2``, ``q(m) = |theta - lambda(m) m|_2`` over the target's support; the candidate of
+    least q with lambda > 0 wins (lowest index on ties) and serves no later target.
 
     Args:
         target: float32 or float64 ``[..., T, P]``: T target neurons of P parameters.

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ._library import FLOATS, check_same_device, check_same_dtype, check_tensor, library, not_on_cuda, pointer, suffix
+from ._library import (
+    FLOATS,
+    check_same_device,
+    check_same_dtype,
+    check_tensor,
+    library,
+    not_on_cuda,
+    pointer,
+    suffix,
+)
 from .topk_mask import topk_mask
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
@@ -130,7 +139,9 @@ def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None
     if bias is not None:
         check_tensor("bias", bias, FLOATS)
         if bias.shape != weight.shape[:-1]:
-            raise ValueError(f"bias: expected shape {tuple(weight.shape[:-1])} (weight's outputs), got {tuple(bias.shape)}")
+            raise ValueError(
+                f"bias: expected shape {tuple(weight.shape[:-1])} (weight's outputs), got {tuple(bias.shape)}"
+            )
     check_same_dtype(x=x, weight=weight, bias=bias, mask=None if mask.dtype == torch.bool else mask)
     check_same_device(x=x, weight=weight, mask=mask, bias=bias)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ _MAX_WIDTH = 1 << 20
 
 def n_parameters(widths: Sequence[int]) -> int:
     """Weights and biases of an MLP of these widths: the length P of the flat layout."""
-    return sum((n_in + 1) * n_out for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+    return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
 
 
 def _check_one_of(name: str, value: str, accepted) -> None:
@@ -64,12 +65,12 @@ def _check_networks(parameters: Tensor, mask: Tensor, widths: Sequence[int], dat
 
 def _check_values(y: Tensor, name: str, n_classes: int) -> None:
     """Only on real tensors: values decide, not shapes."""
-    if y.dtype == torch.int64 and y.numel() > 0 and not (0 <= int(y.min()) and int(y.max()) < n_classes):
+    if y.dtype == torch.int64 and y.numel() > 0 and not (int(y.min()) >= 0 and int(y.max()) < n_classes):
         raise ValueError(f"{name}: expected labels in [0, {n_classes - 1}], got {int(y.min())} to {int(y.max())}")
 
 
 def _check_dataset(dataset: Tensor, n_datasets: int) -> None:
-    if dataset.numel() > 0 and not (0 <= int(dataset.min()) and int(dataset.max()) < n_datasets):
+    if dataset.numel() > 0 and not (int(dataset.min()) >= 0 and int(dataset.max()) < n_datasets):
         raise ValueError(f"dataset: expected indices in [0, {n_datasets - 1}], got {dataset.tolist()}")
 
 
@@ -85,22 +86,15 @@ def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, 
     _check_one_of("optimizer", options["optimizer"], ("sgd", "adam"))
     _check_one_of("schedule", options["schedule"], _native.cpu.SCHEDULES)
     if options["epochs"] < 0 or options["batch_size"] < 1:
-        raise ValueError(f"epochs, batch_size: expected >= 0 and >= 1, got {options['epochs']}, {options['batch_size']}")
+        raise ValueError(
+            f"epochs, batch_size: expected >= 0 and >= 1, got {options['epochs']}, {options['batch_size']}"
+        )
     if not 0.0 <= options["density"] <= 1.0:
         raise ValueError(f"density: expected a value in [0, 1], got {options['density']}")
     if x_train.shape[1] == 0 or x_test.shape[1] == 0 or x_train.shape[1] >= 2**31:
         raise ValueError("x_train, x_test: expected between 1 and 2**31 - 1 samples")
-    check_same_device(
-        parameters=parameters, mask=mask, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, scores=scores
-    )
-
-
-def _labels(y: Tensor) -> Tensor | None:
-    return y.to(torch.int32).contiguous() if y.dtype == torch.int64 else None
-
-
-def _targets(y: Tensor) -> Tensor | None:
-    return None if y.dtype == torch.int64 else y.contiguous()
+    data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    check_same_device(parameters=parameters, mask=mask, dataset=dataset, keys=keys, scores=scores, **data)
 
 
 def _mlp_trainer_cpu(
@@ -137,55 +131,47 @@ def _mlp_trainer_cpu(
     _check_dataset(dataset, x_train.shape[0])
     _check_values(y_train, "y_train", widths[-1])
     _check_values(y_test, "y_test", widths[-1])
-    return _call(
-        parameters.clone(memory_format=torch.contiguous_format), parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores,
-        loss=_native.cpu.LOSSES[loss], optimizer=_native.cpu.OPTIMIZERS[optimizer],
-        schedule=_native.cpu.SCHEDULES[schedule], epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1,
-        beta2=beta2, eps=eps, weight_decay=weight_decay, density=density, anneal=anneal, dense_from=dense_from,
+    tensors = {
+        "parameters": parameters, "mask": mask, "scores": scores, "dataset": dataset, "keys": keys,
+        "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test,
+    }  # fmt: skip
+    return _run(
+        tensors, parameters.clone(memory_format=torch.contiguous_format), widths, loss, optimizer, schedule,
+        epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+        density=density, anneal=anneal, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
     )  # fmt: skip
 
 
-def _call(
-    out_parameters, parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores,
-    *, dense_from, **options,
-):  # fmt: skip
-    """Allocates the other outputs and hands every pointer down; the arguments have been checked."""
-    n, epochs = parameters.shape[0], options["epochs"]
-    parameters, mask = parameters.contiguous(), mask.contiguous()
-    out_mask = mask.clone()
-    out_scores = parameters.new_empty(0) if scores is None else scores.contiguous().clone()
-    train_loss = torch.zeros(n, epochs, dtype=torch.float64)
-    test_loss, metric = (torch.zeros(n, epochs + 1, dtype=torch.float64) for _ in range(2))
-    keep_alive = {
-        "parameters": parameters,
-        "mask": mask,
-        "scores": None if scores is None else scores.contiguous(),
-        "dataset": dataset.contiguous(),
-        "keys": keys.contiguous(),
-        "x_train": x_train.contiguous(),
-        "x_test": x_test.contiguous(),
-        "label_train": _labels(y_train),
-        "label_test": _labels(y_test),
-        "y_train": _targets(y_train),
-        "y_test": _targets(y_test),
+def _run(tensors: dict, out_parameters: Tensor, widths, loss: str, optimizer: str, schedule: str, **numbers):
+    """Allocates the outputs and hands every pointer down; the arguments have been checked."""
+    given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+    n, epochs, scores = len(out_parameters), numbers["epochs"], given["scores"]
+    for split in ("train", "test"):  # the kernel takes labels as int32, and either labels or targets
+        y = given[f"y_{split}"]
+        is_label = y.dtype == torch.int64
+        given[f"label_{split}"] = y.to(torch.int32) if is_label else None
+        given[f"y_{split}"] = None if is_label else y
+    out = {
         "parameters_out": out_parameters,
-        "scores_out": out_scores,
-        "mask_out": out_mask,
-        "train_loss": train_loss,
-        "test_loss": test_loss,
-        "metric": metric,
+        "scores_out": out_parameters.new_empty(0) if scores is None else scores.clone(),
+        "mask_out": given["mask"].clone(),
+        "train_loss": torch.zeros(n, epochs, dtype=torch.float64),
+        "test_loss": torch.zeros(n, epochs + 1, dtype=torch.float64),
+        "metric": torch.zeros(n, epochs + 1, dtype=torch.float64),
     }
     _native.cpu.mlp_trainer(
         widths=list(widths),
         n_networks=n,
-        n_train=x_train.shape[1],
-        n_test=x_test.shape[1],
+        n_train=given["x_train"].shape[1],
+        n_test=given["x_test"].shape[1],
+        loss=_native.cpu.LOSSES[loss],
+        optimizer=_native.cpu.OPTIMIZERS[optimizer],
+        schedule=_native.cpu.SCHEDULES[schedule],
         n_threads=torch.get_num_threads(),
-        dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
-        **options,
-        **{name: pointer(tensor) for name, tensor in keep_alive.items()},
+        **numbers,
+        **{name: pointer(tensor) for name, tensor in (given | out).items()},
     )
-    return out_parameters, out_scores, out_mask, train_loss, test_loss, metric
+    return tuple(out.values())
 
 
 def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
@@ -195,12 +181,15 @@ def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_f
     _check_values(y, "y", widths[-1])
     if x.shape[1] == 0:
         raise ValueError("x: expected at least one sample")
-    keys = torch.zeros(parameters.shape[0], 2, dtype=torch.int64)
-    gradient, *_ = _call(
-        torch.zeros(parameters.shape), parameters, mask, widths, x, y, x, y, dataset, keys, None,
-        loss=_native.cpu.LOSSES[loss], optimizer=_native.cpu.OPTIMIZERS["gradient"], schedule=0, epochs=1,
-        batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, density=1.0, anneal=False,
-        dense_from=dense_from,
+    tensors = {
+        "parameters": parameters, "mask": mask, "scores": None, "dataset": dataset,
+        "keys": torch.zeros(len(parameters), 2, dtype=torch.int64),
+        "x_train": x, "y_train": y, "x_test": x, "y_test": y,
+    }  # fmt: skip
+    gradient, *_ = _run(
+        tensors, torch.zeros(parameters.shape), widths, loss, "gradient", "constant",
+        epochs=1, batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, density=1.0,
+        anneal=False, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
     )  # fmt: skip
     return gradient
 
@@ -334,7 +323,8 @@ def mlp_gradients(
     Example:
         >>> x, y = torch.ones(1, 4, 1), torch.full((1, 4, 1), 3.0)
         >>> index = torch.zeros(1, dtype=torch.int64)
-        >>> mlp_gradients(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), [1, 1], x, y, index, loss="mse")
+        >>> theta, mask = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> mlp_gradients(theta, mask, [1, 1], x, y, index, loss="mse")
         tensor([[-4., -4.]])
     """
     return torch.ops.pns_fast.mlp_gradients(parameters, mask, widths, x, y, dataset, loss=loss, dense_from=dense_from)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, library, pointer, suffix
+from ._library import (
+    FLOATS,
+    HALVES,
+    check_same_device,
+    check_same_dtype,
+    check_tensor,
+    library,
+    pointer,
+    suffix,
+)
 
 library.define('topk_mask(Tensor scores, Scalar keep, *, str ties="index") -> Tensor')
 library.define('topk_mask.list(Tensor[] scores, Scalar keep, *, str ties="index") -> Tensor[]')

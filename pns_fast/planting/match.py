@@ -78,9 +78,7 @@ def match_optimal(theta: Tensor, support: Tensor, candidates: Tensor) -> LayerMa
         # A residual is at most |theta|, so one forbidden pair costs more than any number of allowed ones.
         forbidden = 1 + 2 * total(length(theta[n])[needed])
         cost = torch.where(allowed, residual, forbidden)
-        rows, columns = (
-            torch.from_numpy(i).to(theta.device) for i in linear_sum_assignment(cost.cpu().numpy())
-        )
+        rows, columns = (torch.from_numpy(i).to(theta.device) for i in linear_sum_assignment(cost.cpu().numpy()))
         good = allowed[rows, columns]
         index[n, needed[rows[good]]] = columns[good]
         scale[n, needed[rows[good]]] = lam[rows, columns][good]

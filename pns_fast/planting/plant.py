@@ -23,9 +23,7 @@ class Planted:
     population: Population
     masks: Masks  # the ticket's parameters
     output_scale: Tensor  # float64 [N, n_L]: the ticket's output times this is the target's
-    neurons: list[
-        Tensor
-    ]  # int64 [N, n_l] for each hidden layer and the output layer: where target neurons are
+    neurons: list[Tensor]  # int64 [N, n_l] for each hidden layer and the output layer: where target neurons are
     fallbacks: Tensor  # int64 [N]: hidden target neurons for which no free neuron had a positive scale
 
     def ticket_forward(self, x: Tensor) -> Tensor:
@@ -42,9 +40,7 @@ class Planted:
             ValueError: ``x`` has another shape or is on another device.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(
-                f"x: expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}"
-            )
+            raise TypeError(f"x: expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         output = self.population.to(dtype=torch.float64).forward(x.double(), self.masks)
         return (output * self.output_scale[:, None, :]).to(x.dtype)
 
@@ -98,9 +94,7 @@ def _as_ticket(ticket: Ticket | Sequence[tuple[Tensor, Tensor]]) -> Ticket:
     if isinstance(ticket, Ticket):
         return ticket
     if isinstance(ticket, (str, Tensor)) or not isinstance(ticket, Sequence):
-        raise TypeError(
-            f"ticket: expected a Ticket or a list of (weight, bias) pairs, got {type(ticket).__name__}"
-        )
+        raise TypeError(f"ticket: expected a Ticket or a list of (weight, bias) pairs, got {type(ticket).__name__}")
     for l, pair in enumerate(ticket):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"ticket[{l}]: expected a (weight, bias) pair, got {type(pair).__name__}")
@@ -131,9 +125,7 @@ def _plant(ticket: Ticket, mother: Population, match_hidden) -> Planted:
         previous, lambda_old = found.index, found.scale
         neurons.append(found.index)
         fallbacks += found.fallbacks
-    return Planted(
-        Population(weights, biases), Masks(kept_weights, kept_biases), lambda_old, neurons, fallbacks
-    )
+    return Planted(Population(weights, biases), Masks(kept_weights, kept_biases), lambda_old, neurons, fallbacks)
 
 
 def _candidates(weights: Tensor, biases: Tensor, previous: Tensor) -> Tensor:
@@ -142,9 +134,7 @@ def _candidates(weights: Tensor, biases: Tensor, previous: Tensor) -> Tensor:
     return torch.cat([weights.gather(2, columns), biases[..., None]], dim=2).double()
 
 
-def _write(
-    values: Tensor, support: Tensor, index: Tensor, previous: Tensor, weights: Tensor, biases: Tensor
-) -> None:
+def _write(values: Tensor, support: Tensor, index: Tensor, previous: Tensor, weights: Tensor, biases: Tensor) -> None:
     """Puts values [N, T, I + 1] on the support [T, I + 1] into the parameters of the matched neurons."""
     network = torch.arange(len(index), device=index.device)[:, None]
     t, i = support[:, :-1].nonzero(as_tuple=True)

@@ -69,9 +69,7 @@ def _draw(data: Data, loss: str, n: int, key: tuple[int, int]) -> tuple[Tensor, 
     return data.x_train[index], data.y_train[index]
 
 
-def check_batch(
-    batch: tuple[Tensor, Tensor] | None, population: Population, loss: str
-) -> tuple[Tensor, Tensor] | None:
+def check_batch(batch: tuple[Tensor, Tensor] | None, population: Population, loss: str) -> tuple[Tensor, Tensor] | None:
     """The batch as ``x [N, B, n_0]``, ``y [N, B]`` or ``[N, B, n_L]`` in the population's dtype, checked."""
     if batch is None:
         return None

@@ -84,15 +84,11 @@ def check_targets(name: str, y: Tensor, lead: Sequence[int], population: Populat
         raise TypeError(f"{name}: expected a tensor, got {type(y).__name__}")
     if loss == "cross_entropy":
         if y.dtype != torch.int64:
-            raise TypeError(
-                f"{name}: loss 'cross_entropy' expects int64 labels (values: 'mse'), got {y.dtype}"
-            )
+            raise TypeError(f"{name}: loss 'cross_entropy' expects int64 labels (values: 'mse'), got {y.dtype}")
         shape = tuple(lead)
     else:
         if not y.is_floating_point():
-            raise TypeError(
-                f"{name}: loss 'mse' expects floating point (labels: 'cross_entropy'), got {y.dtype}"
-            )
+            raise TypeError(f"{name}: loss 'mse' expects floating point (labels: 'cross_entropy'), got {y.dtype}")
         shape = (*lead, n_outputs)
     if tuple(y.shape) != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(y.shape)}")

@@ -39,8 +39,7 @@ class ScoringProblem:
         self.generators: list[np.random.Generator] = [rng.generator(key, "random_pruner") for key in keys]
         self.masks = _interleaved(masks)
         self.parameters = [
-            (p.detach() * mask).requires_grad_()
-            for p, mask in zip(_interleaved(population), self.masks, strict=True)
+            (p.detach() * mask).requires_grad_() for p, mask in zip(_interleaved(population), self.masks, strict=True)
         ]
 
     def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
@@ -68,9 +67,7 @@ class ScoringProblem:
         n = len(weights[0])
         h = weights[0].new_ones(n, 1, weights[0].shape[2])
         scale = weights[0].new_ones(n, 1, 1)
-        for w, b, keep_w, keep_b in zip(
-            weights, biases, self._masks.weights, self._masks.biases, strict=True
-        ):
+        for w, b, keep_w, keep_b in zip(weights, biases, self._masks.weights, self._masks.biases, strict=True):
             h = ops.masked_linear(h, w, keep_w, b * keep_b * scale[:, 0])
             _, exponent = torch.frexp(h.detach().amax((1, 2), keepdim=True))
             factor = torch.ldexp(torch.ones_like(scale), -exponent)

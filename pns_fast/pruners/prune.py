@@ -173,9 +173,7 @@ def prune(
     masks = check_masks(check_population(population), masks)
     for r in range(1, rounds + 1):
         scores = score(population, name, batch, loss, seed, masks)
-        masks = threshold(
-            scores, masks, population.widths, round_density(density, r, rounds, schedule), scope
-        )
+        masks = threshold(scores, masks, population.widths, round_density(density, r, rounds, schedule), scope)
     return masks
 
 

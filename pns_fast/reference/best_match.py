@@ -16,9 +16,7 @@ class BestMatch(NamedTuple):
     distance: Tensor  # [..., T] (nan where index is -1)
 
 
-def best_match(
-    target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None
-) -> BestMatch:
+def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None) -> BestMatch:
     """See :func:`pns_fast.ops.best_match`."""
     lead, (n_targets, n_candidates) = target.shape[:-2], (target.shape[-2], candidates.shape[-2])
     out_dtype = torch.promote_types(target.dtype, candidates.dtype)
@@ -47,6 +45,4 @@ def best_match(
             index[b, t], scale[b, t], distance[b, t] = best, lam[best], residual[best]
             free[best] = False
     shape = (*lead, n_targets)
-    return BestMatch(
-        index.reshape(shape), scale.reshape(shape).to(out_dtype), distance.reshape(shape).to(out_dtype)
-    )
+    return BestMatch(index.reshape(shape), scale.reshape(shape).to(out_dtype), distance.reshape(shape).to(out_dtype))

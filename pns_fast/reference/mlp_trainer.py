@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from .topk_mask import keep_count, topk_mask
 def layer_slices(widths: Sequence[int]) -> list[tuple[slice, slice, tuple[int, int]]]:
     """Where weight and bias of each layer lie in the flat layout [W1 | b1 | W2 | b2 ...]: (weights, bias, (O, I))."""
     slices, at = [], 0
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(widths):
         w = slice(at, at + n_out * n_in)
         b = slice(w.stop, w.stop + n_out)
         slices.append((w, b, (n_out, n_in)))
@@ -129,7 +130,12 @@ def mlp_trainer(
     metric = torch.zeros(n_networks, epochs + 1, dtype=torch.float64)
     for i in range(n_networks):
         d = int(dataset[i])
-        x, y, xt, yt = x_train[d].to(dtype), _as(y_train[d], parameters), x_test[d].to(dtype), _as(y_test[d], parameters)
+        x, y, xt, yt = (
+            x_train[d].to(dtype),
+            _as(y_train[d], parameters),
+            x_test[d].to(dtype),
+            _as(y_test[d], parameters),
+        )
         theta0 = parameters[i].clone()
         # what the optimiser moves: the kept parameters, or all scores
         trained = (theta0 * mask[i] if scores is None else scores[i].clone()).requires_grad_()

@@ -16,9 +16,7 @@ def keep_count(keep: int | float, n: int) -> int:
     return max(0, math.ceil(keep * n - 1e-9))
 
 
-def topk_mask(
-    scores: Tensor | Sequence[Tensor], keep: int | float, *, ties: str = "index"
-) -> Tensor | list[Tensor]:
+def topk_mask(scores: Tensor | Sequence[Tensor], keep: int | float, *, ties: str = "index") -> Tensor | list[Tensor]:
     """See :func:`pns_fast.ops.topk_mask`."""
     if not isinstance(scores, Tensor):
         flat = torch.cat([s.reshape(-1) for s in scores])

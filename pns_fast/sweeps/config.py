@@ -25,9 +25,7 @@ def read_options(path: str | os.PathLike, known: Iterable[str]) -> dict[str, str
     try:
         import tomllib
     except ModuleNotFoundError:
-        raise ValueError(
-            f"config {path}: reading TOML needs Python 3.11 or newer; give the options as flags"
-        ) from None
+        raise ValueError(f"config {path}: reading TOML needs Python 3.11 or newer; give the options as flags") from None
     with open(path, "rb") as file:
         try:
             content = tomllib.load(file)

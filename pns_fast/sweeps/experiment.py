@@ -216,9 +216,7 @@ def _edge_popup(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Cloc
                     density,
                     epochs=like.popup_epochs,
                     anneal=pruner == "edge-popup-anneal",
-                    optimizer=training.SGD(
-                        lr=like.popup_lr, momentum=0.9, weight_decay=5e-4, schedule="cosine"
-                    ),
+                    optimizer=training.SGD(lr=like.popup_lr, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
                     seed=seeds,
                     batch_size=like.batch_size,
                 )

@@ -164,9 +164,7 @@ def _draw_curve(ax: Axes, points: list[Point], stage: str, scale: float, colour:
     ax.plot(x, [scale * s.mean for s in spreads], color=colour, linewidth=1.4, zorder=3)
     for hollow in (False, True):
         chosen = [
-            (p.density, scale * s.mean)
-            for p, s in zip(points, spreads, strict=True)
-            if p.mostly_collapsed == hollow
+            (p.density, scale * s.mean) for p, s in zip(points, spreads, strict=True) if p.mostly_collapsed == hollow
         ]
         ax.plot(
             [a for a, _ in chosen],
@@ -189,9 +187,7 @@ def _legend(drawn: Figure, rows: list[Panel], styles: dict[str, tuple[str, str]]
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D(
-            [], [], color=colour, marker=marker, markersize=4.6, linewidth=1.4, label=_LABELS.get(name, name)
-        )
+        Line2D([], [], color=colour, marker=marker, markersize=4.6, linewidth=1.4, label=_LABELS.get(name, name))
         for name, (colour, marker) in styles.items()
     ]
     handles.append(

@@ -53,9 +53,7 @@ def check_planted(
     x = instance.sample(n=10_000, seed=seeds[0]).x_test.double()
     expected = ticket.forward(x)
     difference = (planted.ticket_forward(x) - expected).abs().flatten(1).amax(1)
-    return CheckedPlanting(
-        instance, ticket, list(seeds), planted, (difference / expected.abs().max()).tolist()
-    )
+    return CheckedPlanting(instance, ticket, list(seeds), planted, (difference / expected.abs().max()).tolist())
 
 
 def print_planted(checked: CheckedPlanting) -> None:

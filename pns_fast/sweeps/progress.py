@@ -69,9 +69,7 @@ def _line_callback(title: str) -> Callable[[Report], None]:
         if done + report.n_left == 0 or (now - last < _LINE_EVERY and report.n_left):
             return
         last = now
-        line = (
-            f"{title}: {done} of {done + report.n_left} cells, {report.n_failed} failed, {now - begin:.0f} s"
-        )
+        line = f"{title}: {done} of {done + report.n_left} cells, {report.n_failed} failed, {now - begin:.0f} s"
         if done and report.n_left:
             line += f", about {(now - begin) / done * report.n_left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

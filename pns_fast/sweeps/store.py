@@ -219,9 +219,7 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
     # mode=ro would leave empty -wal and -shm files behind, so only where nothing else is possible
     writable = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
     with _readable_errors(path):
-        db = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True, timeout=30
-        )
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True, timeout=30)
     try:
         db.execute("PRAGMA query_only = ON")
         yield db

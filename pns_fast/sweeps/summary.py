@@ -94,9 +94,7 @@ def _panel(key: tuple, records: list[dict]) -> Panel:
     from .. import tasks
 
     is_accuracy = tasks.get(key[0]).metric_name == "accuracy"
-    by_seed = {
-        r["seed"]: r["ticket_metric"] for r in records
-    }  # the ticket's test split depends on the seed only
+    by_seed = {r["seed"]: r["ticket_metric"] for r in records}  # the ticket's test split depends on the seed only
     curves = {}
     for pruner, group in sorted(_grouped(records, "pruner").items(), key=lambda item: _rank(item[0][0])):
         points = [_point(r) for r in _grouped(group, "density_label").values()]

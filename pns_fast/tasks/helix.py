@@ -60,9 +60,7 @@ class Helix(Task):
 
 def _outer_layer(shift: float):
     """Weights [3, N] and biases [3] behind the knots on ``[-1, 1] + shift``, and the knots."""
-    f1, f2 = (
-        interpolate(lambda x, k=k: _curve(x - shift)[:, k], shift - 1, shift + 1, N_KNOTS) for k in (0, 1)
-    )
+    f1, f2 = (interpolate(lambda x, k=k: _curve(x - shift)[:, k], shift - 1, shift + 1, N_KNOTS) for k in (0, 1))
     slope = 3 / 8  # f3 is linear: its knots beyond the first have coefficient 0
     outer = np.stack([f1.coefficients, f2.coefficients, np.zeros(N_KNOTS)])
     outer[2, 0] = slope

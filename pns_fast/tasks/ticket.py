@@ -45,8 +45,7 @@ class Ticket:
             object.__setattr__(self, name, parts)
         if not self.weights or len(self.weights) != len(self.biases):
             raise ValueError(
-                "weights, biases: expected one of each a layer, "
-                f"got {len(self.weights)} and {len(self.biases)}"
+                f"weights, biases: expected one of each a layer, got {len(self.weights)} and {len(self.biases)}"
             )
         widths = check_widths(self.widths)
         for l, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -110,9 +109,7 @@ class Ticket:
             ValueError: ``x`` has another shape.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(
-                f"x: expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}"
-            )
+            raise TypeError(f"x: expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if x.dim() != 2 or x.shape[1] != self.widths[0]:
             raise ValueError(f"x: expected shape [B, {self.widths[0]}], got {tuple(x.shape)}")
         h = x.double()

@@ -60,9 +60,7 @@ def stack_data(data: Data | Sequence[Data], population: Population, loss: str | 
         for field in FIELDS:
             shapes = [list(getattr(other, field).shape) for other in (distinct[0], d)]
             if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"data: {field}: expected the same shape in all, got {shapes[0]} and {shapes[1]}"
-                )
+                raise ValueError(f"data: {field}: expected the same shape in all, got {shapes[0]} and {shapes[1]}")
     stacked = {field: torch.stack([getattr(d, field) for d in distinct]) for field in FIELDS}
     dataset = torch.tensor([position[id(d)] for d in datasets], device=population.device)
     return StackedData(
@@ -77,7 +75,5 @@ def _check_data(data: Data, population: Population, loss: str) -> None:
         x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
         check_inputs(f"data x_{part}", x, population)
         if x.dim() != 2:
-            raise ValueError(
-                f"data x_{part}: expected shape [n, {population.widths[0]}], got {list(x.shape)}"
-            )
+            raise ValueError(f"data x_{part}: expected shape [n, {population.widths[0]}], got {list(x.shape)}")
         check_targets(f"data y_{part}", y, (len(x),), population, loss)
