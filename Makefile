@@ -71,7 +71,7 @@ GPU_ARCHITECTURES ?= native
 gpu-check:
 	$(PYTHON) -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e . \
 	  -Ccmake.define.PNS_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)
-	PNS_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu
+	PNS_REQUIRE_GPU=1 $(PYTHON) -m pytest -m "gpu and not slow"
 	name=$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') && \
 	  $(PYTHON) bench/run.py --device cuda --json bench/results/$$name.json --figure bench/results/$$name.png
 

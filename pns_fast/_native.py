@@ -34,6 +34,11 @@ def cuda() -> ModuleType:
     return module
 
 
+def has_cuda_kernels() -> bool:
+    """Whether this build has the CUDA module, device or not."""
+    return not isinstance(_load_cuda(), ImportError)
+
+
 def backends() -> dict[str, str | None]:
     """What runs here: the CPU's SIMD level, and the CUDA device or None.
 
@@ -45,8 +50,4 @@ def backends() -> dict[str, str | None]:
         >>> pns.backends()["cpu"] in ("avx512", "avx2", "baseline")
         True
     """
-    module = _load_cuda()
-    return {
-        "cpu": cpu.simd_level(),
-        "cuda": None if isinstance(module, ImportError) else module.describe_device(),
-    }
+    return {"cpu": cpu.simd_level(), "cuda": cuda().describe_device() if has_cuda_kernels() else None}

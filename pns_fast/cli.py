@@ -357,11 +357,14 @@ def _info(args: argparse.Namespace) -> int:
 
     import torch
 
-    from . import backends
+    from . import _native
 
+    found = _native.backends()
+    without_device = "built, no device found" if _native.has_cuda_kernels() else "not built"
     rows = {
         "pns_fast": __version__,
-        **{f"kernels, {device}": level or "not built" for device, level in backends().items()},
+        "kernels, cpu": found["cpu"],
+        "kernels, cuda": found["cuda"] or without_device,
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",

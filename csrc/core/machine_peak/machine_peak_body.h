@@ -14,10 +14,7 @@ float fma_loop(int64_t n_rounds) {
   for (int c = 0; c < kFmaChains; ++c) chain[c] = Vector::broadcast(1.0f + static_cast<float>(c));
   const Vector a = Vector::broadcast(0.999f), b = Vector::broadcast(0.001f);
   for (int64_t i = 0; i < n_rounds; ++i) {
-    for (int c = 0; c < kFmaChains; ++c) {
-      chain[c] = fma(chain[c], a, b);
-      asm volatile("" : "+x"(chain[c].v));  // each FMA is done, in a register
-    }
+    for (int c = 0; c < kFmaChains; ++c) chain[c] = fma(chain[c], a, b);
   }
   for (int c = 1; c < kFmaChains; ++c) chain[0] = chain[0] + chain[c];
   return chain[0].v[0];

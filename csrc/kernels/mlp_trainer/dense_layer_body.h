@@ -76,7 +76,8 @@ inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, 
   for (int r = 0; r < R; ++r) {
     for (int u = 0; u < U; ++u) {
       const int64_t k = (row + r) * layer.row_stride + i + u * W;
-      const Vector g = trained_gradient(acc[r][u], layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
+      Vector g = acc[r][u];
+      if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
       updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k, g);
     }
   }

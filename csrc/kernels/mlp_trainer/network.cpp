@@ -79,7 +79,7 @@ void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_
 void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
-  layer.has_factor = layer.is_dense || layer.is_edge_popup;
+  layer.has_factor = layer.is_edge_popup || (layer.is_dense && layer.n_entries < layer.n_out * layer.n_in);
   layer.weight.assign_zero(n), layer.state0.assign_zero(n), layer.state1.assign_zero(n);
   layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
   for (int64_t k = 0; k < n; ++k) {

@@ -36,7 +36,7 @@ struct Layer {
   int64_t row_stride = 0;
 
   // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
-  // multiplies the gradient: the mask (dense), the frozen parameter (edge-popup), or absent (compressed).
+  // multiplies the gradient: the mask (dense, where not all are kept), or the frozen parameter (edge-popup).
   AlignedBuffer<float> weight, score, factor, state0, state1;
   AlignedBuffer<float> bias, bias_score, bias_factor, bias_state0, bias_state1;  // [padded(n_live)]
   bool has_factor = false, is_edge_popup = false;

@@ -47,7 +47,10 @@ struct Updater {
     const Vector second = fma(one_minus_beta2 * g, g, beta2 * Vector::load(state1));
     first.store(state0);
     second.store(state1);
-    (old - step_size * first / fma(sqrt(second), inverse_sqrt_correction, eps)).store(p);
+    // sqrt(v) = v / sqrt(v); the floor keeps v = 0 out of 0 * inf (such a parameter has first = 0 or a vanishing v)
+    const Vector floored = max(second, Vector::broadcast(1e-36f));
+    const Vector root = floored * inverse_sqrt(floored);
+    (old - step_size * first * reciprocal(fma(root, inverse_sqrt_correction, eps))).store(p);
   }
 };
 

@@ -1,0 +1,259 @@
+// Runs CUDA kernels on the CPU, for tests on machines without a GPU: a .cu file compiled as C++ with PNS_EMULATE_CUDA
+// takes this in place of <cuda_runtime.h>. Blocks run one after the other; the threads of a block are coroutines that
+// change at barriers and warp exchanges, in an order the test picks: a result that depends on the order is a race.
+// It checks what a kernel computes and that all threads meet at each barrier. It does not know the memory model (a
+// missing fence), shared memory limits, or time. Shared memory keeps the values of the block before.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(4) uchar4 {
+  unsigned char x, y, z, w;
+};
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace pns::simt {
+
+enum class Order { kForward, kReverse, kScattered };
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = size_t{1} << 17;
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  const Barrier* waits_at = nullptr;
+  unsigned generation = 0;  // of that barrier, on arrival
+  bool is_done = false;
+
+  bool is_waiting() const { return waits_at != nullptr && waits_at->generation == generation; }
+};
+
+struct Warp {
+  Barrier barrier;
+  // Exchanges alternate: a fast lane may give its next value while a slow one still reads.
+  uint64_t slots[2][kWarp] = {};
+};
+
+struct Machine {
+  Order order = Order::kForward;
+  int device = 0, n_launches = 0;
+  cudaError_t next_launch = cudaSuccess, last_error = cudaSuccess;
+
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier block;
+  std::function<void()> body;
+  ucontext_t scheduler;
+  int running = 0;
+  bool has_progress = false;
+};
+
+inline Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulated kernel, block (%u, %u), thread %u: %s\n", blockIdx.x, blockIdx.y, threadIdx.x, what);
+  std::abort();
+}
+
+inline void wait(Barrier& barrier) {
+  Machine& m = machine();
+  if (++barrier.arrived == barrier.expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  Thread& self = m.threads[m.running];
+  self.waits_at = &barrier;
+  self.generation = barrier.generation;
+  swapcontext(&self.context, &m.scheduler);
+}
+
+// Each lane gives a value, `read` sees all 32.
+template <typename Read>
+auto exchange(unsigned lanes, uint64_t value, Read read) {
+  if (lanes != 0xFFFFFFFFu) fail("only whole warps are emulated");
+  Warp& warp = machine().warps[threadIdx.x / kWarp];
+  uint64_t* slots = warp.slots[warp.barrier.generation % 2];
+  slots[threadIdx.x % kWarp] = value;
+  wait(warp.barrier);
+  return read(slots);
+}
+
+inline void enter_thread() {
+  Machine& m = machine();
+  m.body();
+  m.threads[m.running].is_done = true;
+}
+
+inline int position(Order order, int step, int n) {
+  switch (order) {
+    case Order::kForward: return step;
+    case Order::kReverse: return n - 1 - step;
+    default: return (step * 37 + 11) % n;  // 37 is odd, n a power of two
+  }
+}
+
+// Runs a warp as far as it gets, so that others are far behind when it writes. Returns how many threads ended.
+inline int run_warp(int warp) {
+  Machine& m = machine();
+  int n_ended = 0;
+  for (bool has_run = true; has_run;) {
+    has_run = false;
+    for (int step = 0; step < kWarp; ++step) {
+      m.running = warp * kWarp + position(m.order, step, kWarp);
+      Thread& thread = m.threads[m.running];
+      if (thread.is_done || thread.is_waiting()) continue;
+      threadIdx = {static_cast<unsigned>(m.running), 0, 0};
+      swapcontext(&m.scheduler, &thread.context);
+      n_ended += thread.is_done;
+      m.has_progress = has_run = true;
+    }
+  }
+  return n_ended;
+}
+
+inline void run_block(int n_threads) {
+  Machine& m = machine();
+  if (m.threads.size() < static_cast<size_t>(n_threads)) m.threads.resize(n_threads);
+  m.warps.assign(n_threads / kWarp, Warp{});
+  for (Warp& warp : m.warps) warp.barrier.expected = kWarp;
+  m.block = Barrier{n_threads, 0, 0};
+  for (int t = 0; t < n_threads; ++t) {
+    Thread& thread = m.threads[t];
+    thread.is_done = false;
+    thread.waits_at = nullptr;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = kStackBytes;
+    thread.context.uc_link = &m.scheduler;
+    makecontext(&thread.context, enter_thread, 0);
+  }
+  const int n_warps = n_threads / kWarp;
+  for (int n_left = n_threads; n_left > 0;) {
+    m.has_progress = false;
+    for (int step = 0; step < n_warps; ++step) n_left -= run_warp(position(m.order, step, n_warps));
+    if (!m.has_progress) fail("the threads wait at different barriers");
+  }
+}
+
+}  // namespace pns::simt
+
+inline void __syncthreads() { pns::simt::wait(pns::simt::machine().block); }
+
+template <typename T>
+T __shfl_up_sync(unsigned lanes, T value, unsigned delta) {
+  const unsigned lane = threadIdx.x % pns::simt::kWarp;
+  return pns::simt::exchange(lanes, value, [=](const uint64_t* slots) {
+    return static_cast<T>(slots[lane >= delta ? lane - delta : lane]);
+  });
+}
+
+template <typename T>
+T __shfl_sync(unsigned lanes, T value, int source) {
+  return pns::simt::exchange(lanes, value, [=](const uint64_t* slots) { return static_cast<T>(slots[source]); });
+}
+
+inline unsigned __ballot_sync(unsigned lanes, bool is_set) {
+  return pns::simt::exchange(lanes, is_set, [](const uint64_t* slots) {
+    unsigned bits = 0;
+    for (int lane = 0; lane < pns::simt::kWarp; ++lane) bits |= static_cast<unsigned>(slots[lane]) << lane;
+    return bits;
+  });
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address += value;
+  return old;
+}
+
+inline cudaError_t cudaPeekAtLastError() { return pns::simt::machine().last_error; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(pns::simt::machine().last_error, cudaSuccess);
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid configuration argument";
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = pns::simt::machine().device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  pns::simt::machine().device = device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* address, int value, size_t n_bytes, cudaStream_t) {
+  std::memset(address, value, n_bytes);
+  return cudaSuccess;
+}
+
+template <typename... Params, typename... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  pns::simt::Machine& m = pns::simt::machine();
+  ++m.n_launches;
+  const unsigned n_threads = config->blockDim.x;
+  m.last_error = std::exchange(m.next_launch, cudaSuccess);
+  if (config->gridDim.x == 0 || config->gridDim.y == 0 || config->gridDim.y > 65535 || n_threads == 0 ||
+      n_threads > 1024 || n_threads % pns::simt::kWarp != 0) {
+    m.last_error = cudaErrorInvalidConfiguration;
+  }
+  if (m.last_error != cudaSuccess) return m.last_error;
+  m.body = [&] { kernel(args...); };
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  for (unsigned y = 0; y < gridDim.y; ++y) {
+    for (unsigned x = 0; x < gridDim.x; ++x) {
+      blockIdx = {x, y, 0};
+      pns::simt::run_block(static_cast<int>(n_threads));
+    }
+  }
+  return cudaSuccess;
+}
