@@ -219,9 +219,7 @@ def test_ctrl_c_says_how_to_resume(here, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(progress, "shown", interrupting)
         assert main([*argv, "--chunk=2"]) == 130
-    assert (
-        capsys.readouterr().err == "stopped: 4 of 8 cells are in s.db; the same command goes on from there\n"
-    )
+    assert capsys.readouterr().err == "stopped: 4 of 8 cells are in s.db; the same command goes on from there\n"
     assert main(argv) == 0
     assert "8: 4 new, 4 stored before, 0 failed" in capsys.readouterr().out
 
@@ -235,16 +233,12 @@ def test_plot_draws_and_filters(here, capsys):
     assert "relu depth 4" in capsys.readouterr().out
     assert (here / "f.svg").exists()
     assert len((here / "c.csv").read_text().splitlines()) == 1 + 8
-    assert error_of(capsys, "plot", "s.db", "-o", "f.png", "--where=dept=4").startswith(
-        "--where: expected NAME=VALUE"
-    )
+    assert error_of(capsys, "plot", "s.db", "-o", "f.png", "--where=dept=4").startswith("--where: expected NAME=VALUE")
     assert (
         error_of(capsys, "plot", "s.db", "-o", "f.png", "--where=depth=x")
         == "--where: depth is a number, got 'depth=x'"
     )
-    assert "no finished cells that match" in error_of(
-        capsys, "plot", "s.db", "-o", "f.png", "--where=depth=9"
-    )
+    assert "no finished cells that match" in error_of(capsys, "plot", "s.db", "-o", "f.png", "--where=depth=9")
 
 
 def test_plant_is_exact_and_saved(here, capsys):

@@ -9,9 +9,7 @@ from pns_fast.networks import cat_masks
 
 def masks_of(*layers):
     """Masks of one network from (weight, bias) pairs of 0/1 lists."""
-    return pns.Masks(
-        [torch.tensor([w]).bool() for w, _ in layers], [torch.tensor([b]).bool() for _, b in layers]
-    )
+    return pns.Masks([torch.tensor([w]).bool() for w, _ in layers], [torch.tensor([b]).bool() for _, b in layers])
 
 
 # 2 -> 2 -> 1, 9 parameters: (name, masks, kept, effective, collapsed)
@@ -31,9 +29,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("masks", "kept", "effective", "collapsed"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
-)
+@pytest.mark.parametrize(("masks", "kept", "effective", "collapsed"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_by_hand(masks, kept, effective, collapsed):
     assert masks.kept().tolist() == [kept]
     assert masks.density().tolist() == [kept / 9]

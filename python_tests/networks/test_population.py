@@ -100,9 +100,7 @@ def test_from_flat_and_select_copy(population):
 
 
 def test_select_and_cat(population):
-    back = cat_populations([population.select([2]), population.select(torch.tensor([0, 1]))]).select(
-        [1, 2, 0]
-    )
+    back = cat_populations([population.select([2]), population.select(torch.tensor([0, 1]))]).select([1, 2, 0])
     assert torch.equal(back.flatten(), population.flatten())
 
 

@@ -75,9 +75,7 @@ def test_follows_algorithm_1():
 def two_hidden(first_layer, target):
     """A mother network with this first layer and no biases, and a target with this first layer."""
     w = torch.tensor([first_layer])
-    mother = pns.Population(
-        [w, torch.ones(1, 1, w.shape[1])], [torch.zeros(1, w.shape[1]), torch.zeros(1, 1)]
-    )
+    mother = pns.Population([w, torch.ones(1, 1, w.shape[1])], [torch.zeros(1, w.shape[1]), torch.zeros(1, 1)])
     target = np.array(target)
     return [(target, np.zeros(len(target))), (np.ones((1, len(target))), np.zeros(1))], mother
 
@@ -130,9 +128,7 @@ def test_only_networks_with_a_fallback_are_matched_again():
 def test_fallback_without_any_parameter_to_scale():
     """A bias alone, planted where every bias is zero: |m| = 0, lambda = 1."""
     layers = [(np.zeros((1, 1)), np.array([2.0])), (np.ones((1, 1)), np.zeros(1))]
-    mother = pns.Population(
-        [torch.ones(1, 3, 1), torch.ones(1, 1, 3)], [torch.zeros(1, 3), torch.zeros(1, 1)]
-    )
+    mother = pns.Population([torch.ones(1, 3, 1), torch.ones(1, 1, 3)], [torch.zeros(1, 3), torch.zeros(1, 1)])
     planted = pns.plant(layers, mother)
     assert planted.neurons[0].tolist() == [[0]]
     assert planted.fallbacks.tolist() == [1]
@@ -191,9 +187,7 @@ def test_optimal_is_the_least_total_residual():
         rng = np.random.default_rng(seed)
         layers = [(rng.standard_normal((3, 4)), rng.standard_normal(3)), (np.ones((1, 3)), np.zeros(1))]
         mother = pns.init_population((4, 6, 1), seed=seed)
-        greedy, optimal = (
-            pns.plant(layers, mother, assignment=assignment) for assignment in ("greedy", "optimal")
-        )
+        greedy, optimal = (pns.plant(layers, mother, assignment=assignment) for assignment in ("greedy", "optimal"))
         costs = [total_residual(layers, mother, p) for p in itertools.permutations(range(6), 3)]
         if min(costs) < np.inf:
             assert optimal.fallbacks.item() == 0

@@ -25,9 +25,7 @@ CASES = [
 
 
 def test_by_hand():
-    found = pns.recovery(
-        cat_masks([masks_of(c[0]) for c in CASES]), cat_masks([masks_of(c[1]) for c in CASES])
-    )
+    found = pns.recovery(cat_masks([masks_of(c[0]) for c in CASES]), cat_masks([masks_of(c[1]) for c in CASES]))
     for i, (_, _, (precision, recall, f1), *layers) in enumerate(CASES):
         assert found.precision[i].item() == precision
         assert found.recall[i].item() == recall

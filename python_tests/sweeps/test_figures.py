@@ -29,9 +29,7 @@ def test_axes_lines_and_ticket(grid):
 
 
 def test_mostly_collapsed_points_are_hollow(record):
-    records = [record(seed=s, collapsed=float(s > 0)) for s in range(3)] + [
-        record(density_label="1", density=1.0)
-    ]
+    records = [record(seed=s, collapsed=float(s > 0)) for s in range(3)] + [record(density_label="1", density=1.0)]
     ax = sweeps.figure(records).axes[0]
     hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[0.1]]

@@ -54,9 +54,7 @@ def broken_at_2(monkeypatch):
 
 MODES = {
     "singleshot": lambda seeds: single(("circle", "relu"), ("random", "snip"), ("ticket", 0.3), seeds),
-    "singleshot in rounds": lambda seeds: single(
-        pruner=("synflow",), densities=(0.1,), seeds=seeds, rounds=3
-    ),
+    "singleshot in rounds": lambda seeds: single(pruner=("synflow",), densities=(0.1,), seeds=seeds, rounds=3),
     "multishot": lambda seeds: sweeps.expand(
         "multishot", ["helix"], ["magnitude", "grasp"], [0.3], seeds, rounds=2, round_epochs=1, **SMALL
     ),

@@ -141,9 +141,7 @@ def test_empty_file_becomes_a_store_but_is_none_to_read(path):
 def test_unwritable_path(tmp_path, name):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(
-        StoreAccessError, match=f"store {tmp_path / name}: (cannot be written|is a directory)"
-    ):
+    with pytest.raises(StoreAccessError, match=f"store {tmp_path / name}: (cannot be written|is a directory)"):
         Store(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     assert issubclass(StoreAccessError, OSError)

@@ -83,10 +83,7 @@ def test_clean_regression_targets():
 
 def test_registry_and_attributes():
     assert pns.tasks.names() == ["circle", "relu", "helix"]
-    rows = [
-        (t.name, t.loss, t.n_inputs, t.n_outputs, t.metric_name)
-        for t in map(pns.tasks.get, pns.tasks.names())
-    ]
+    rows = [(t.name, t.loss, t.n_inputs, t.n_outputs, t.metric_name) for t in map(pns.tasks.get, pns.tasks.names())]
     assert rows == [
         ("circle", "cross_entropy", 2, 4, "accuracy"),
         ("relu", "mse", 1, 1, "mse_rescaled"),

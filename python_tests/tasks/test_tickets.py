@@ -105,9 +105,7 @@ def test_circle_offsets_cross_at_the_rings():
     slope = torch.tensor([5.0, 10.0, 20.0, 40.0], dtype=torch.float64)
     at_zero = ticket.forward(torch.zeros(1, 2, dtype=torch.float64))[0]  # r^2 = 0 is a knot: exact
     crossings = -at_zero.diff() / slope.diff()
-    torch.testing.assert_close(
-        crossings, torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64), rtol=RTOL, atol=ATOL
-    )
+    torch.testing.assert_close(crossings, torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64), rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("f", [np.square, np.cos, lambda x: 0.7 * x - 2, np.exp])
