@@ -6,6 +6,8 @@ derivatives (GraSP) come for free. A sum never crosses networks: a network's num
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,17 @@ from ._library import (
     FLOATS,
     check_same_device,
     check_same_dtype,
+    check_shape,
     check_tensor,
     library,
     not_on_cuda,
     pointer,
     suffix,
 )
-from .topk_mask import topk_mask
+from .topk_mask import check_keep, topk_mask
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
+library.define("supermask(Tensor scores, Scalar keep) -> Tensor")
 library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
 library.define("masked_outer(Tensor grad, Tensor x, Tensor mask) -> Tensor")
 
@@ -45,12 +49,38 @@ def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ..
     return (*x.shape[:-1], weight.shape[-1] if transposed else weight.shape[-2])
 
 
+def _check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
+    """The raw ops are callable too: nothing may reach the kernel with shapes that do not fit."""
+    check_tensor("x", x, FLOATS)
+    check_tensor("weight", weight, (x.dtype,), (x.dim(),))
+    check_tensor("mask", mask, (torch.bool,))
+    check_shape("mask", mask, weight.shape, "that of weight")
+    lead, n_features = weight.shape[:-2], weight.shape[-2 if transposed else -1]
+    check_tensor("x", x, ndim=(2, 3))
+    check_shape("x", x, (*lead, x.shape[-2], n_features), "to go with weight")
+    if bias is not None:
+        check_tensor("bias", bias, (x.dtype,))
+        check_shape("bias", bias, weight.shape[:-1], "weight's outputs")
+        if transposed:
+            raise ValueError("bias: expected None with transposed=True")
+
+
+def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
+    check_tensor("x", x, FLOATS, (2, 3))
+    check_tensor("grad", grad, (x.dtype,), (x.dim(),))
+    check_tensor("mask", mask, (torch.bool,), (x.dim(),))
+    check_shape("grad", grad, (*mask.shape[:-2], x.shape[-2], mask.shape[-2]), "to go with x and mask")
+    check_shape("x", x, (*mask.shape[:-2], x.shape[-2], mask.shape[-1]), "to go with mask")
+
+
 def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    _check_product(x, weight, mask, bias, transposed)
     product = _native.cpu.MASKED_TRANSPOSED if transposed else _native.cpu.MASKED_FORWARD
     return _run(product, x, None, weight, mask, bias, x.new_empty(_product_shape(x, weight, transposed)))
 
 
 def _masked_outer_cpu(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    _check_outer(grad, x, mask)
     return _run(_native.cpu.MASKED_OUTER, x, grad, None, mask, None, x.new_empty(mask.shape))
 
 
@@ -62,16 +92,18 @@ library.impl("masked_outer", not_on_cuda("masked_linear"), "CUDA")
 
 @torch.library.register_fake("pns_fast::masked_product", lib=library)
 def _(x, weight, mask, bias, transposed):
+    _check_product(x, weight, mask, bias, transposed)
     return x.new_empty(_product_shape(x, weight, transposed))
 
 
 @torch.library.register_fake("pns_fast::masked_outer", lib=library)
 def _(grad, x, mask):
+    _check_outer(grad, x, mask)
     return x.new_empty(mask.shape)
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """``x (W m)^T + b``, or ``x (W m)``. The weight's gradient is formed where ``grad_mask`` is True."""
+    """``x (W m)^T + b``, or ``x (W m)``; the weight gets its gradient where ``grad_mask`` is True (None: the mask)."""
 
     generate_vmap_rule = True
 
@@ -92,7 +124,7 @@ class _MaskedProduct(torch.autograd.Function):
             grad_x = _MaskedProduct.apply(grad, weight, mask, grad_mask, None, not ctx.transposed)
         if ctx.needs_input_grad[1]:
             outer = (x, grad) if ctx.transposed else (grad, x)
-            grad_weight = _MaskedOuter.apply(*outer, grad_mask)
+            grad_weight = _MaskedOuter.apply(*outer, mask if grad_mask is None else grad_mask)
         if ctx.needs_input_grad[4]:
             # The sum over the batch as a product with ones: torch's own sum may regroup with the number of networks.
             ones = grad.new_ones((*grad.shape[:-1], 1))
@@ -119,9 +151,9 @@ class _MaskedOuter(torch.autograd.Function):
         grad, x, mask = ctx.saved_tensors
         grad_grad = grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_grad = _MaskedProduct.apply(x, upstream, mask, mask, None, False)
+            grad_grad = _MaskedProduct.apply(x, upstream, mask, None, None, False)
         if ctx.needs_input_grad[1]:
-            grad_x = _MaskedProduct.apply(grad, upstream, mask, mask, None, True)
+            grad_x = _MaskedProduct.apply(grad, upstream, mask, None, None, True)
         return grad_grad, grad_x, None
 
 
@@ -148,15 +180,15 @@ def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None
 
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     _check(x, weight, mask, bias)
-    pattern = grad_mask = mask
+    pattern, grad_mask = mask, None
     if mask.dtype != torch.bool:
         weight = weight * mask  # autograd takes the product apart into the gradients of weight and of mask
         pattern = mask != 0
         # A mask that learns needs the gradient of pruned entries too: that is what revives them.
-        grad_mask = torch.ones_like(pattern) if mask.requires_grad else pattern
+        grad_mask = torch.ones_like(pattern) if mask.requires_grad else None
     if weight.dim() == 3:
         return _MaskedProduct.apply(x, weight, pattern, grad_mask, bias, False)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = _MaskedProduct.apply(rows, weight, pattern, grad_mask, bias, False)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
@@ -214,6 +246,9 @@ class _Supermask(torch.autograd.Function):
         return grad, None
 
 
+library.impl("supermask", lambda scores, keep: _Supermask.apply(scores, keep), "CompositeImplicitAutograd")
+
+
 def supermask(scores: Tensor, keep: int | float) -> Tensor:
     """The 0/1 mask of the largest ``|scores|`` with a straight-through gradient: edge-popup's mask.
 
@@ -238,4 +273,5 @@ def supermask(scores: Tensor, keep: int | float) -> Tensor:
         (tensor([0., 1., 1.]), tensor([1., 1., 1.]))
     """
     check_tensor("scores", scores)
+    check_keep(keep)
     return _Supermask.apply(scores, keep)

@@ -341,12 +341,23 @@ def batch_order(n: int, key: tuple[int, int], epoch: int) -> Tensor:
     Returns:
         int64 ``[n]``.
 
+    Raises:
+        TypeError, ValueError: naming the argument.
+
     Source: Philox (Salmon et al. 2011) keys a Feistel permutation; csrc/core/philox.h.
 
     Example:
         >>> sorted(batch_order(5, (0, 0), 0).tolist())
         [0, 1, 2, 3, 4]
     """
+    if len(key) != 2:
+        raise ValueError(f"key: expected (seed, network), got {key}")
+    seed, network = key
+    for name, value, end in (("n", n, 2**31), ("key", seed, 2**63), ("key", network, 2**32), ("epoch", epoch, 2**32)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+        if not 0 <= value < end:
+            raise ValueError(f"{name}: expected a value in [0, {end - 1}], got {value}")
     order = torch.empty(n, dtype=torch.int64)
-    _native.cpu.batch_order(n, *key, epoch, order.data_ptr())
+    _native.cpu.batch_order(n, seed, network, epoch, order.data_ptr())
     return order

@@ -25,6 +25,11 @@ library.define('topk_mask.list(Tensor[] scores, Scalar keep, *, str ties="index"
 library.define("kth_largest(Tensor scores, SymInt k) -> Tensor")
 
 
+def check_keep(keep) -> None:
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise TypeError(f"keep: expected an int (count) or a float (density), got {type(keep).__name__}")
+
+
 def keep_count(keep: int | float, n: int) -> int:
     """How many of ``n`` entries to keep: an int is the count, a float in [0, 1] the density, ``ceil(density * n)``.
 
@@ -40,8 +45,7 @@ def keep_count(keep: int | float, n: int) -> int:
         >>> keep_count(0.1, 20_904), keep_count(5, 10)
         (2091, 5)
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-        raise TypeError(f"keep: expected an int (count) or a float (density), got {type(keep).__name__}")
+    check_keep(keep)
     if isinstance(keep, int):
         if not 0 <= keep <= n:
             raise ValueError(f"keep: a count must lie in [0, {n}], got {keep}")
@@ -208,7 +212,9 @@ def topk_mask(
         >>> topk_mask(torch.tensor([0.1, 3.0, 0.2, 0.2]), 2)
         tensor([False,  True,  True, False])
     """
+    check_keep(keep)
     if isinstance(scores, Tensor):
+        check_tensor("scores", scores)
         if check and scores.is_cuda:
             _raise_nan(not bool(scores.isnan().any()))
         return torch.ops.pns_fast.topk_mask(scores.detach(), keep, ties=ties)

@@ -24,7 +24,7 @@ uint64_t match_filter_baseline(const float* tile, const int32_t* feature, const 
       norm += m * m;
     }
     const bool is_safe = norm > 1e-30f && norm < 1e30f;
-    if (!is_safe || (dot > 0 && dot * dot >= threshold * norm)) pass |= uint64_t{1} << j;
+    if (!is_safe || dot * std::fabs(dot) >= threshold * norm) pass |= uint64_t{1} << j;
   }
   return pass;
 }
@@ -43,14 +43,18 @@ MatchFilter filter_function() {
 // A target on its support: positions, values, and the values of unit length in float32 for the filter.
 struct Target {
   std::vector<int32_t> feature;
-  std::vector<double> theta;
+  std::vector<double> theta;  // over `peak`, the largest |theta|: squares neither overflow nor vanish
+  double peak = 0;
   std::vector<float> direction;
+
+  // float32 rounding of a cosine of this many terms, with slack. A cosine^2 is off by as much, or by its square at 0.
+  double rounding() const { return 2.5e-7 * (feature.size() + 4); }
 };
 
 struct Match {
   int64_t index = -1;
-  double scale = 1, distance = std::numeric_limits<double>::infinity();
-  float threshold = 0;  // cosine^2 below which the filter need not look again
+  double scale = 1, distance = std::numeric_limits<double>::infinity();  // both over the target's peak
+  double threshold = -1;  // signed cosine^2 below which the filter need not look again
 
   bool is_better_than(const Match& other) const {
     return distance < other.distance || (distance == other.distance && index < other.index);
@@ -76,11 +80,8 @@ void consider(const Target& target, const T* m, int64_t index, Match* best) {
   }
   const double distance = target.feature.size() == 1 ? 0 : std::sqrt(residual);
   if (!(distance < best->distance)) return;
-  // float32 rounding of the cosine^2 of s terms, with slack
-  const double rounding = 2.5e-7 * (target.feature.size() + 4);
-  const double threshold = dot * dot / (norm * length) - rounding;
-  *best = {index, scale, distance,
-           distance == 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(std::max(threshold, 0.0))};
+  const double threshold = dot * dot / (norm * length) - target.rounding();
+  *best = {index, scale, distance, distance == 0 ? std::numeric_limits<double>::infinity() : threshold};
 }
 
 template <typename T>
@@ -101,7 +102,11 @@ struct Problem {
         if (p.support[at + i] == 0) continue;
         targets[t].feature.push_back(static_cast<int32_t>(i));
         targets[t].theta.push_back(p.target[at + i]);
-        length += p.target[at + i] * p.target[at + i];
+        targets[t].peak = std::max(targets[t].peak, std::fabs(p.target[at + i]));
+      }
+      for (double& theta : targets[t].theta) {
+        if (targets[t].peak > 0) theta /= targets[t].peak;
+        length += theta * theta;
       }
       const double inverse = length > 0 ? 1 / std::sqrt(length) : 0;
       for (double theta : targets[t].theta) targets[t].direction.push_back(static_cast<float>(theta * inverse));
@@ -121,8 +126,10 @@ struct Problem {
       const Target& target = targets[t];
       if (target.feature.empty()) continue;
       Match& match = (*best)[t];
+      const double around_zero = -target.rounding() * target.rounding();
       uint64_t pass = usable & filter(tile, target.feature.data(), target.direction.data(),
-                                      static_cast<int64_t>(target.feature.size()), match.threshold);
+                                      static_cast<int64_t>(target.feature.size()),
+                                      static_cast<float>(std::max(match.threshold, around_zero)));
       for (; pass != 0; pass &= pass - 1) {
         const int64_t c = begin + __builtin_ctzll(pass);
         consider(target, candidates + c * p.n_parameters, c, &match);
@@ -153,7 +160,11 @@ struct Problem {
           if (free[c]) consider(targets[t], candidates + c * p.n_parameters, c, &match);
         }
       }
-      if (match.index >= 0) free[match.index] = 0;
+      if (match.index >= 0) {
+        free[match.index] = 0;
+        match.scale *= targets[t].peak;
+        match.distance *= targets[t].peak;
+      }
       result[t] = match;
     }
   }

@@ -34,7 +34,7 @@ template <typename T> void best_match(const BestMatchParams<T>& p);
 
 constexpr int kCandidateTile = 64;  // candidates a tile, feature-major: [P][64] floats
 
-// Bit j: candidate j of the tile may beat cosine^2 = threshold: d > 0 and d^2 >= threshold * n, with
+// Bit j: candidate j of the tile may beat a signed cosine^2 of threshold: d |d| >= threshold * n, with
 // d = sum_k theta[k] tile[feature[k]][j], n = sum_k tile[feature[k]][j]^2, or n is outside float32's safe range.
 using MatchFilter = uint64_t (*)(const float* tile, const int32_t* feature, const float* theta, int64_t n_features,
                                  float threshold);

@@ -28,7 +28,8 @@ uint64_t match_filter(const float* tile, const int32_t* feature, const float* th
   }
   uint64_t pass = 0;
   for (int v = 0; v < kVectors; ++v) {
-    const auto is_close = (dot[v].v > 0.0f) & (dot[v].v * dot[v].v >= threshold * norm[v].v);
+    const auto magnitude = dot[v].v > 0.0f ? dot[v].v : -dot[v].v;
+    const auto is_close = dot[v].v * magnitude >= threshold * norm[v].v;
     const auto is_safe = (norm[v].v > kSmallestNorm) & (norm[v].v < kLargestNorm);
     const auto may_win = is_close | ~is_safe;
     for (int j = 0; j < W; ++j) pass |= static_cast<uint64_t>(may_win[j] & 1) << (v * W + j);

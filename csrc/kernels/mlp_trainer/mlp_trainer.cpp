@@ -3,7 +3,9 @@
 #include "kernels/mlp_trainer/mlp_trainer.h"
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <future>
 #include <memory>
 #include <vector>
 
@@ -103,8 +105,8 @@ struct PlainStep {
       *p -= r.lr * *state0;
       return;
     }
-    *state0 += (1 - r.beta1) * (g - *state0);
-    *state1 = r.beta2 * *state1 + (1 - r.beta2) * g * g;
+    *state0 += r.one_minus_beta1 * (g - *state0);
+    *state1 = r.beta2 * *state1 + r.one_minus_beta2 * g * g;
     *p -= r.step_size * *state0 / (std::sqrt(*state1) * r.inverse_sqrt_correction + r.eps);
   }
 
@@ -153,11 +155,11 @@ class NetworkTrainer {
     const Samples train = samples(p_.n_train, p_.x_train, p_.label_train, p_.y_train, i);
     const Samples test = samples(p_.n_test, p_.x_test, p_.label_test, p_.y_test, i);
     if (p_.scores != nullptr) select_scores(i, 0);
-    evaluate(test, p_.test_loss + i * (p_.epochs + 1), p_.metric + i * (p_.epochs + 1));
+    evaluate(test, p_.test_loss + i * (p_.epochs + 1), p_.metric + i * (p_.epochs + 1), stop);
     for (int64_t epoch = 0; epoch < p_.epochs; ++epoch) {
       if (!train_epoch(i, epoch, train, stop)) return false;
       const int64_t column = i * (p_.epochs + 1) + epoch + 1;
-      evaluate(test, p_.test_loss + column, p_.metric + column);
+      evaluate(test, p_.test_loss + column, p_.metric + column, stop);
     }
     net_.store((p_.scores == nullptr ? p_.parameters_out : p_.scores_out) + i * n_parameters_);
     return true;
@@ -172,16 +174,14 @@ class NetworkTrainer {
 
   template <typename Stop>
   bool train_epoch(int64_t i, int64_t epoch, const Samples& train, Stop&& stop) {
-    constexpr int64_t kStepsBetweenLooks = 64;
     const Shuffle shuffle = make_shuffle(static_cast<uint32_t>(train.n), static_cast<uint64_t>(p_.keys[2 * i]),
                                           static_cast<uint32_t>(p_.keys[2 * i + 1]), static_cast<uint32_t>(epoch));
     // An annealed density changes with the epoch; the first epoch's is in force since before the evaluation.
     if (p_.scores != nullptr && epoch > 0 && p_.anneal) select_scores(i, epoch);
     step_.epoch_order(shuffle, order_.data());
     double sum = 0;
-    int64_t n_steps = 0;
     for (int64_t at = 0; at < train.n; at += p_.batch_size) {
-      if (n_steps++ % kStepsBetweenLooks == 0 && stop()) return false;
+      if (stop()) return false;
       const int64_t n_batch = std::min(p_.batch_size, train.n - at);
       gather(train, n_batch, [&](int64_t b) { return int64_t{order_[at + b]}; });
       step_.forward(net_, n_batch);
@@ -202,7 +202,9 @@ class NetworkTrainer {
     return {p_.optimizer,
             static_cast<float>(lr),
             static_cast<float>(p_.beta1),
+            static_cast<float>(1 - p_.beta1),
             static_cast<float>(p_.beta2),
+            static_cast<float>(1 - p_.beta2),
             static_cast<float>(p_.eps),
             static_cast<float>(p_.weight_decay),
             static_cast<float>(lr / correction1),
@@ -223,12 +225,13 @@ class NetworkTrainer {
     }
   }
 
-  void evaluate(const Samples& test, double* loss, double* metric) {
+  template <typename Stop>
+  void evaluate(const Samples& test, double* loss, double* metric, Stop&& stop) {
     if (p_.optimizer == Optimizer::kGradient) return;
     const int64_t n_out = net_.layers.back().n_out;
     MetricSums sums(n_out);
     double total = 0;
-    for (int64_t at = 0; at < test.n; at += net_.batch_stride) {
+    for (int64_t at = 0; at < test.n && !stop(); at += net_.batch_stride) {
       const int64_t n_batch = std::min(net_.batch_stride, test.n - at);
       gather(test, n_batch, [&](int64_t b) { return at + b; });
       step_.forward(net_, n_batch);
@@ -265,7 +268,7 @@ class NetworkTrainer {
 
   // Puts the top of |score| in force: weights and biases of each layer apart.
   void select_scores(int64_t i, int64_t epoch) {
-    const double density = p_.anneal ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
+    const double density = p_.anneal && p_.epochs > 0 ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
     uint8_t* mask = p_.mask_out + i * n_parameters_;
     for (Layer& layer : net_.layers) {
       const int64_t stride = layer.is_dense ? layer.row_stride : layer.n_in;  // every score is stored, row by row
@@ -315,15 +318,19 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step));
   std::atomic<bool> is_stopped{false};
-  parallel_items(p.n_networks, n_threads, [&](int64_t i, int worker) {
-    const FlushDenormals flush;
-    // Only the calling thread may ask (Python's signals arrive there); the others see its answer.
-    auto stop = [&] {
-      if (worker == 0 && p.should_stop && p.should_stop()) is_stopped = true;
-      return is_stopped.load(std::memory_order_relaxed);
-    };
-    if (!stop()) trainers[worker]->train(i, stop);
+  auto stop = [&] { return is_stopped.load(std::memory_order_relaxed); };
+  // The calling thread only asks (Python's signals arrive there), so that the answer never waits for a long step.
+  std::future<void> work = std::async(std::launch::async, [&] {
+    parallel_items(p.n_networks, n_threads, [&](int64_t i, int worker) {
+      const FlushDenormals flush;
+      if (!stop()) trainers[worker]->train(i, stop);
+    });
   });
+  constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
+  while (work.wait_for(kBetweenLooks) != std::future_status::ready) {
+    if (!is_stopped && p.should_stop && p.should_stop()) is_stopped = true;
+  }
+  work.get();
   return !is_stopped;
 }
 

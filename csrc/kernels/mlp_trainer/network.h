@@ -67,7 +67,7 @@ struct Network {
 
 struct UpdateRule {
   Optimizer kind;
-  float lr, beta1, beta2, eps, weight_decay;
+  float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
   float step_size, inverse_sqrt_correction;  // Adam: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
 };
 
