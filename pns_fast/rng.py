@@ -19,20 +19,29 @@ def network_keys(seed: int | Sequence[int], n: int) -> list[tuple[int, int]]:
     An int gives ``(seed, 0) ... (seed, n - 1)``. A sequence of ``n`` ints gives ``(seed[i], 0)``: that is how
     a sweep trains networks of many seeds in one call and gets the numbers each would get alone.
     """
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        seeds, networks = [int(seed)] * n, list(range(n))
-    elif isinstance(seed, Sequence) and not isinstance(seed, str):
-        seeds, networks = [int(s) for s in seed], [0] * n
+    if _is_int(seed):
+        seeds, networks = [seed] * n, list(range(n))
+    elif isinstance(seed, Sequence) and not isinstance(seed, str) and all(map(_is_int, seed)):
+        seeds, networks = list(seed), [0] * n
         if len(seeds) != n:
             raise ValueError(f"seed: a sequence needs one seed a network, got {len(seeds)} for {n} networks")
     else:
-        raise TypeError(f"seed: expected an int or a sequence of ints, got {type(seed).__name__}")
+        raise TypeError(f"seed: expected an int or a sequence of ints, got {seed!r}")
     for s in seeds:
         if not 0 <= s < 2**63:
             raise ValueError(f"seed: expected 0 <= seed < 2**63, got {s}")
-    return list(zip(seeds, networks, strict=True))
+    return list(zip(map(int, seeds), networks, strict=True))
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def generator(key: tuple[int, int], stream: str) -> np.random.Generator:
     """A NumPy generator (Philox) for one network and one purpose."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, _STREAMS.index(stream)])))
+    if stream not in _STREAMS:
+        raise ValueError(f"stream: expected one of {', '.join(_STREAMS)}, got {stream!r}")
+    seed, network = key
+    # Words of fixed width: SeedSequence would cut a large seed into two and so mistake it for (seed, network).
+    words = [seed & 0xFFFFFFFF, network, _STREAMS.index(stream), seed >> 32]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

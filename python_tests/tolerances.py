@@ -24,4 +24,22 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     # parameters and losses after 16 steps of SGD or Adam in float32 against a torch.optim loop: rounding
     # grows a little with every step, and Adam divides it by small second moments
     "train_16_steps": (1e-3, 1e-4),
+    # best_match: float64 on both sides, sums of up to 3,000 products in the same order; the distance, relative to
+    # the target, is a difference that cancels where a candidate is nearly parallel
+    "match_float64": (1e-11, 1e-14),
+    # gradients in float32 against float32, relative to the largest: sums over up to 130 samples of sums, which cancel
+    "float32_gradient": (2e-5, 1e-6),
+    # mlp_gradients in float32 against float64, relative to the layer's largest: sums over at most 100 samples and
+    # 100 inputs, each rounded to 6e-8
+    "gradient_of_one_step": (1e-5, 0.0),
+    # mlp_trainer in float32 against float64. Rounding of 6e-8 a step, carried along and amplified by momentum
+    "parameters_100_sgd_steps": (0.0, 1e-4),
+    # a step of Adam is lr * m / sqrt(v): where gradients vanish the quotient is all rounding, lr (1e-3) a step at most
+    "parameters_20_adam_steps": (0.0, 1e-3),
+    # one step: the gradient, two rounded coefficients (1 - beta), a square root and a division
+    "one_adam_step": (1e-5, 0.0),
+    # what those parameters do to the loss; single late weights prove nothing, the curve does
+    "loss_curve": (1e-3, 1e-3),
+    # edge-popup's scores after 20 steps of SGD: as parameters, as long as no mask entry swaps
+    "edge_popup_scores": (0.0, 1e-4),
 }

@@ -180,6 +180,15 @@ def prune(
 def round_density(density: float, r: int, rounds: int, schedule: str) -> float:
     """The density after round r of ``rounds``; exactly ``density`` after the last.
 
+    Args:
+        density: after the last round.
+        r: the round, from 1 to ``rounds``.
+        rounds: how many there are.
+        schedule: "exponential", ``density^(r/R)``, or "linear", ``1 - (1 - density) r/R``.
+
+    Returns:
+        The density as a float.
+
     >>> [round_density(0.01, r, 2, "exponential") for r in (1, 2)]
     [0.1, 0.01]
     """

@@ -64,9 +64,7 @@ def test_first_scores_are_kaiming_uniform_and_zero():
 @pytest.mark.parametrize("density", [0.4, 1.0])
 def test_one_step_moves_all_scores_by_the_gradient_times_the_parameter(density):
     population, data = init_population(WIDTHS, n=N), small()
-    result = edge_popup(
-        population, data, density, epochs=1, optimizer=PLAIN, batch_size=len(data.x_train), seed=4
-    )
+    result = edge_popup(population, data, density, epochs=1, optimizer=PLAIN, batch_size=len(data.x_train), seed=4)
     start = first_scores(population, seed=4)
     rtol, atol = TOLERANCES["train_16_steps"]
     for i in range(N):

@@ -1,0 +1,63 @@
+"""Fixtures of the whole suite: devices, SIMD levels and the number of threads.
+
+PNS_TEST_DEVICE=cpu|cuda runs the tests of one device only; PNS_REQUIRE_GPU=1 makes a missing GPU a failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import pns_fast as pns
+from pns_fast import _native
+
+_LEVELS = ("baseline", "avx2", "avx512")
+SIMD_LEVELS = _LEVELS[: _LEVELS.index(_native.cpu.best_simd_level()) + 1]
+
+
+def _why_no_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if pns.backends()["cuda"] is None:
+        return "pns_fast was built without CUDA"
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        wanted = os.environ.get("PNS_TEST_DEVICE", "")
+        if wanted not in ("", "cpu", "cuda"):
+            raise pytest.UsageError(f"PNS_TEST_DEVICE: expected cpu or cuda, got {wanted!r}")
+        devices = [wanted] if wanted else ["cpu", "cuda"]
+        params = [pytest.param(d, marks=pytest.mark.gpu) if d == "cuda" else d for d in devices]
+        metafunc.parametrize("device", params, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The devices a test runs on: the CPU, and CUDA where there is one."""
+    reason = _why_no_gpu() if request.param == "cuda" else None
+    if reason is not None and os.environ.get("PNS_REQUIRE_GPU") == "1":
+        pytest.fail(f"PNS_REQUIRE_GPU=1, but {reason}")
+    if reason is not None:
+        pytest.skip(reason)
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=SIMD_LEVELS)
+def simd_level(request: pytest.FixtureRequest):
+    """Every SIMD level this processor has, each forced for one test."""
+    before = _native.cpu.simd_level()
+    _native.cpu.set_simd_level(request.param)
+    yield request.param
+    _native.cpu.set_simd_level(before)
+
+
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

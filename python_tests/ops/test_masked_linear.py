@@ -1,0 +1,363 @@
+"""masked_linear and supermask: values, first and second derivatives, exactness, transforms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tolerances import TOLERANCES
+
+import pns_fast as pns
+from pns_fast import ops, reference
+
+F32, F64 = torch.float32, torch.float64
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_threads):
+    set_threads(1)
+
+
+def layer(batch=5, n_in=4, n_out=3, n=None, dtype=F64, density=0.5, seed=0):
+    """(x, weight, mask, bias); with ``n`` for n networks."""
+    g = torch.Generator().manual_seed(seed)
+    lead = () if n is None else (n,)
+    x, weight, bias = (
+        torch.randn(*lead, *shape, generator=g, dtype=F64).to(dtype)
+        for shape in ((batch, n_in), (n_out, n_in), (n_out,))
+    )
+    return x, weight, torch.rand(weight.shape, generator=g) < density, bias
+
+
+def assert_close(got, expected, name, scale=None):
+    rtol, atol = TOLERANCES[name]
+    scale = float(expected.abs().max()) if scale is None and expected.numel() else (scale or 0.0)
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol + rtol * scale)
+
+
+@pytest.mark.parametrize("n", [None, 1, 3])
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("batch", "n_in", "n_out"), [(1, 1, 1), (2, 17, 5), (63, 8, 9), (64, 3, 100), (65, 101, 7), (200, 31, 33)]
+)
+def test_equals_the_twin(simd_level, batch, n_in, n_out, density, n):
+    for dtype, tolerance in ((F64, "float64"), (F32, "float32_forward")):
+        x, weight, mask, bias = layer(batch, n_in, n_out, n, dtype, density)
+        for b in (bias, None):
+            got = ops.masked_linear(x, weight, mask, b)
+            assert got.dtype == dtype
+            assert_close(got, reference.masked_linear(x, weight, mask, b), tolerance)
+
+
+def gradients(function, x, weight, mask, bias):
+    """Of a non-linear function of the output, so that the upstream gradient is no constant."""
+    inputs = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+    (function(inputs[0], inputs[1], mask, inputs[2]).sin() + 0.1).square().sum().backward()
+    return [t.grad for t in inputs]
+
+
+@pytest.mark.parametrize("n", [None, 3])
+@pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize(("batch", "n_in", "n_out"), [(1, 5, 1), (65, 33, 17), (130, 9, 40)])
+def test_gradients_equal_the_twins(simd_level, batch, n_in, n_out, density, n):
+    for dtype, tolerance in ((F64, "float64"), (F32, "float32_gradient")):
+        arguments = layer(batch, n_in, n_out, n, dtype, density)
+        got, expected = gradients(ops.masked_linear, *arguments), gradients(reference.masked_linear, *arguments)
+        for a, b in zip(got, expected, strict=True):
+            assert_close(a, b, tolerance)
+        assert bool((got[1][~arguments[2]] == 0).all())
+
+
+@pytest.mark.parametrize("n", [None, 2])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("mask_kind", ["bool", "float", "float with gradient"])
+def test_gradcheck_and_gradgradcheck(n, has_bias, mask_kind):
+    x, weight, mask, bias = layer(batch=3, n_in=4, n_out=3, n=n)
+    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+    if mask_kind != "bool":
+        # not only 0 and 1; an exact 0 would sit on the border where a changed mask brings a pruned weight back
+        values = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.3
+        mask = values if mask_kind == "float with gradient" else values * mask
+        mask.requires_grad_(mask_kind == "float with gradient")
+    arguments = (x, weight, mask, bias if has_bias else None)
+    assert torch.autograd.gradcheck(ops.masked_linear, arguments)
+    assert torch.autograd.gradgradcheck(ops.masked_linear, arguments)
+
+
+def test_a_pruned_entry_of_a_float_mask_has_a_gradient():
+    x, weight, mask, bias = layer()
+    grads = []
+    for function in (ops.masked_linear, reference.masked_linear):
+        m = mask.to(F64).requires_grad_()
+        function(x, weight, m, bias).square().sum().backward()
+        grads.append(m.grad)
+    assert_close(grads[0], grads[1], "float64")
+    assert bool((grads[0][~mask] != 0).all())
+
+
+def test_third_derivative():
+    x, weight, mask, bias = layer()
+
+    def third(function):
+        w = weight.clone().requires_grad_()
+        value = function(function(x, w, mask, bias).exp(), w.T, mask.T).square().sum()
+        for _ in range(3):
+            (g,) = torch.autograd.grad(value, w, create_graph=True)
+            value = (g * weight.cos()).sum()
+        return g.detach()
+
+    got, expected = third(ops.masked_linear), third(reference.masked_linear)
+    torch.testing.assert_close(got * mask, expected * mask, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_what_is_pruned_is_not_read(simd_level, bad, dtype):
+    x, weight, mask, bias = layer(70, 19, 23, 2, dtype)
+    poisoned = torch.where(mask, weight, bad)
+    for float_mask in (False, True):
+        m = mask.to(dtype) if float_mask else mask
+        assert torch.equal(ops.masked_linear(x, poisoned, m, bias), ops.masked_linear(x, weight, m, bias))
+    clean, dirty = (
+        gradients(ops.masked_linear, x, weight, mask, bias),
+        gradients(ops.masked_linear, x, poisoned, mask, bias),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
+
+
+def test_a_bad_sample_stays_in_its_row(simd_level):
+    x, weight, mask, bias = layer(67, 9, 5, dtype=F32, density=1.0)
+    clean = ops.masked_linear(x, weight, mask, bias)
+    x[3, 4], x[66, 0] = math.nan, math.inf
+    dirty = ops.masked_linear(x, weight, mask, bias)
+    rows = torch.ones(67, dtype=torch.bool)
+    rows[[3, 66]] = False
+    assert torch.equal(dirty[rows], clean[rows])
+    assert not bool(torch.isfinite(dirty[~rows]).any())
+
+
+EMPTY = [(0, 4, 3), (5, 0, 3), (5, 4, 0), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("n", [None, 2, 0])
+@pytest.mark.parametrize(("batch", "n_in", "n_out"), EMPTY)
+def test_empty(simd_level, batch, n_in, n_out, n):
+    x, weight, mask, bias = layer(batch, n_in, n_out, n, F32)
+    y = ops.masked_linear(x.requires_grad_(), weight.requires_grad_(), mask, bias.requires_grad_())
+    assert y.shape == (*(() if n is None else (n,)), batch, n_out)
+    if n_in == 0:
+        assert torch.equal(y, bias.unsqueeze(-2).expand(y.shape))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert bool((weight.grad == 0).all())
+    assert torch.equal(bias.grad, torch.full_like(bias, batch))
+
+
+def test_leading_dimensions():
+    _, weight, mask, bias = layer()
+    for shape in ((4,), (2, 3, 4), (2, 0, 4), (1, 1, 1, 4)):
+        x = torch.randn(shape, dtype=F64)
+        assert_close(
+            ops.masked_linear(x, weight, mask, bias), reference.masked_linear(x, weight, mask, bias), "float64"
+        )
+
+
+def test_non_contiguous(simd_level):
+    x, weight, mask, bias = layer(66, 20, 18, 2)
+    views = (x.transpose(1, 2)[:, ::2].transpose(1, 2), weight[:, ::3, ::2], mask[:, ::3, ::2], bias[:, ::3])
+    copies = [v.contiguous() for v in views]
+    assert torch.equal(ops.masked_linear(*views), ops.masked_linear(*copies))
+    for a, b in zip(gradients(ops.masked_linear, *views), gradients(ops.masked_linear, *copies), strict=True):
+        assert torch.equal(a, b)
+    expanded = x[0, :1].expand(66, 20)
+    assert torch.equal(
+        ops.masked_linear(expanded, weight[0], mask[0]), ops.masked_linear(expanded.clone(), weight[0], mask[0])
+    )
+    flipped = torch._neg_view(weight)
+    assert torch.equal(ops.masked_linear(x, flipped, mask), ops.masked_linear(x, -weight, mask))
+
+
+def all_results(x, weight, mask, bias):
+    return [ops.masked_linear(x, weight, mask, bias), *gradients(ops.masked_linear, x, weight, mask, bias)]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("density", [0.02, 1.0])
+def test_alone_and_in_a_batch_are_bitwise_equal(simd_level, set_threads, dtype, density):
+    arguments = layer(150, 101, 67, 4, dtype, density)  # 4 million multiply-adds: two threads are used
+    got = []
+    for threads in (1, 2):
+        set_threads(threads)
+        got.append(all_results(*arguments))
+        for i in range(4):
+            alone = all_results(*(a[i : i + 1] for a in arguments))
+            for a, b in zip(alone, got[0], strict=True):
+                assert torch.equal(a[0], b[i])
+            for a, b in zip(all_results(*(a[i] for a in arguments)), got[0], strict=True):
+                assert torch.equal(a, b[i])
+    assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
+
+
+def test_one_large_network_with_one_and_two_threads(simd_level, set_threads):
+    arguments = layer(130, 300, 210, None, F32, 0.3)
+    got = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        got.append(all_results(*arguments))
+    for other in got[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(got[0], other, strict=True))
+
+
+def loss_of(function):
+    return lambda x, weight, mask, bias: function(x, weight, mask, bias).square().sum()
+
+
+@pytest.mark.parametrize("n", [None, 2])
+@pytest.mark.parametrize("mask_kind", ["bool", "float"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_torch_compile(n, mask_kind, has_bias):
+    x, weight, mask, bias = layer(n=n)
+    mask = mask.to(F64) if mask_kind == "float" else mask
+    torch._dynamo.reset()
+
+    def run(function):
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        y = function(inputs[0], inputs[1], mask, inputs[2] if has_bias else None)
+        y.square().sum().backward()
+        return [y.detach(), *(t.grad for t in inputs[: 3 if has_bias else 2])]
+
+    compiled = torch.compile(ops.masked_linear, fullgraph=True, backend="aot_eager")
+    for a, b in zip(run(compiled), run(ops.masked_linear), strict=True):
+        assert_close(a, b, "float64")
+
+
+def test_torch_compile_of_edge_popup():
+    x, weight, _, bias = layer()
+    torch._dynamo.reset()
+
+    def loss(scores):
+        return ops.masked_linear(x, weight, ops.supermask(scores, 0.5), bias).square().sum()
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        scores = weight.sin().requires_grad_()
+        function(scores).backward()
+        grads.append(scores.grad)
+    assert_close(grads[1], grads[0], "float64")
+
+
+@pytest.mark.parametrize("mask_kind", ["bool", "float"])
+def test_torch_func_grad_and_hessian(mask_kind):
+    x, weight, mask, bias = layer()
+    mask = mask.to(F64) if mask_kind == "float" else mask
+    wanted = (0, 1, 3) if mask_kind == "bool" else (0, 1, 2, 3)
+    got, expected = (
+        torch.func.grad(loss_of(f), wanted)(x, weight, mask, bias) for f in (ops.masked_linear, reference.masked_linear)
+    )
+    for a, b, at in zip(got, expected, wanted, strict=True):
+        # the twin multiplies: it has no gradient at pruned entries either, but 0 * inf elsewhere
+        assert_close(a * mask if at == 1 else a, b * mask if at == 1 else b, "float64")
+    hessians = [
+        torch.func.jacrev(torch.func.grad(loss_of(f), 1), 1)(x, weight, mask, bias)
+        for f in (ops.masked_linear, reference.masked_linear)
+    ]
+    assert_close(hessians[0], hessians[1], "float64")
+
+
+def test_torch_func_nested_over_a_float_mask():
+    x, weight, mask, _ = layer()
+    results = []
+    for function in (ops.masked_linear, reference.masked_linear):
+        for inner in (0, 1):  # the gradient to the mask of the norm of a gradient to x, to weight
+
+            def norm(m, function=function, inner=inner):
+                g = torch.func.grad(lambda x, w: function(x, w, m).square().sum(), inner)(x, weight)
+                return g.square().sum()
+
+            results.append(torch.func.grad(norm)(mask.to(F64)))
+    assert_close(results[0], results[2], "float64")
+    assert_close(results[1], results[3], "float64")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (0, None, None, None), (None, 0, None, None), (None, None, 0, 0)])
+def test_vmap(in_dims):
+    batched = layer(n=6)
+    arguments = [a if d == 0 else a[0] for a, d in zip(batched, in_dims, strict=True)]
+    got, expected = (torch.vmap(f, in_dims)(*arguments) for f in (ops.masked_linear, reference.masked_linear))
+    assert_close(got, expected, "float64")
+    got, expected = (
+        torch.vmap(torch.func.grad(loss_of(f), 1), in_dims)(*arguments)
+        for f in (ops.masked_linear, reference.masked_linear)
+    )
+    assert_close(got, expected, "float64")
+
+
+def test_the_registered_op_is_differentiable():
+    x, weight, mask, bias = layer()
+    weight.requires_grad_()
+    torch.ops.pns_fast.masked_linear(x, weight, mask, bias).square().sum().backward()
+    expected = gradients(lambda *a: reference.masked_linear(*a), x, weight, mask, bias)
+    assert weight.grad.shape == expected[1].shape
+    assert pns.ops.masked_linear(x, weight, mask, bias).requires_grad
+
+
+def test_inputs_are_not_changed():
+    arguments = layer(70, 8, 9, 2)
+    before = [a.clone() for a in arguments]
+    all_results(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 12, 0.25, 1.0])
+def test_supermask_is_the_topk_mask_with_a_straight_through_gradient(keep):
+    scores = torch.randn(3, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
+    upstream = torch.randn(3, 4, dtype=F64, generator=torch.Generator().manual_seed(3))
+    for function in (ops.supermask, reference.supermask):
+        s = scores.clone().requires_grad_()
+        mask = function(s, keep)
+        assert mask.dtype == F64
+        assert torch.equal(mask, ops.topk_mask(scores.abs().flatten(), keep).reshape(3, 4).to(F64))
+        (mask * upstream).sum().backward()
+        assert torch.equal(s.grad, upstream)
+
+
+def test_supermask_ties_at_zero_go_to_the_lowest_index():
+    assert ops.supermask(torch.zeros(2, 3), 2).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert ops.supermask(torch.tensor([0.0, -1.0, 1.0, -0.0]), 3).tolist() == [1, 1, 1, 0]
+    with pytest.raises(ValueError, match=r"scores.*NaN"):
+        ops.supermask(torch.tensor([1.0, math.nan]), 1)
+
+
+X, W, M, B = layer(dtype=F32)
+WRONG_CALLS = {
+    "x no tensor": (TypeError, "x", ([1.0], W, M)),
+    "x integers": (TypeError, "x", (X.long(), W, M)),
+    "x half": (TypeError, "x", (X.half(), W.half(), M)),
+    "x dtype": (TypeError, "weight", (X.double(), W, M)),
+    "x width": (ValueError, "x", (X[:, :3], W, M)),
+    "x no dimension": (ValueError, "x", (torch.tensor(1.0), W, M)),
+    "x not batched": (ValueError, "x", (X, W[None], M[None])),
+    "x another batch": (ValueError, "x", (X[None].expand(2, 5, 4), W[None], M[None])),
+    "x four dimensions": (ValueError, "x", (X[None, None], W[None], M[None])),
+    "weight one dimension": (ValueError, "weight", (X, W[0], M[0])),
+    "weight None": (TypeError, "weight", (X, None, M)),
+    "mask shape": (ValueError, "mask", (X, W, M[:2])),
+    "mask batch": (ValueError, "mask", (X, W, M[None])),
+    "mask integers": (TypeError, "mask", (X, W, M.int())),
+    "mask dtype": (TypeError, "mask", (X, W, M.double())),
+    "bias shape": (ValueError, "bias", (X, W, M, B[:2])),
+    "bias dtype": (TypeError, "bias", (X, W, M, B.double())),
+    "bias number": (TypeError, "bias", (X, W, M, 1.0)),
+    "weight sparse": (TypeError, "weight", (X, W.to_sparse(), M)),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+def test_wrong_calls(call):
+    error, name, arguments = WRONG_CALLS[call]
+    with pytest.raises(error, match=f"{name}: "):
+        ops.masked_linear(*arguments)
+    with pytest.raises(TypeError, match="scores"):
+        ops.supermask([1.0], 1)
