@@ -1,0 +1,1 @@
+"""One file a kernel, named like it: ``cases(quick, device)`` lists its rows."""

@@ -1,0 +1,195 @@
+"""Times the contenders of a case against each other: same process, same inputs, turns taken in order.
+
+A case lists contenders; each first runs once and has its result checked, then all take turns A, B, C, A, B, C
+until each has used its share of the case's time. Medians are compared: a minimum hides cache and page misses.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+MAX_REPEATS = 25
+# A turn lasts at least this long, so that the clock and the first cold call weigh little.
+MIN_TURN_SECONDS = 0.002
+# OpenMP's workers spin for about a millisecond after a parallel region and would slow down whoever is next.
+PAUSE_SECONDS = 0.002
+
+
+def accept(_output: Any) -> str:
+    """The check of a contender whose result the others are compared with."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a case's task. ``run`` None: it cannot run here, and ``note`` says why."""
+
+    name: str
+    run: Callable[[], Any] | None
+    check: Callable[[Any], str] = accept  # "" or what is wrong with run's output
+    work: float | None = None  # bytes or FLOPs for one unit of the task; None: no rate is given
+    units: float = 1.0  # units of the task that one call does; below 1 the time is extrapolated
+    note: str = ""
+    is_ours: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark; ``build`` makes inputs and contenders when its turn comes."""
+
+    kernel: str
+    label: str
+    build: Callable[[], list[Contender]]
+    ceiling: str = "fma"  # which ceiling the rate is compared with: "fma" (GFLOP/s) or "read" (GB/s)
+    unit: str = "call"  # what the time is for
+    budget: float = 1.0  # weight of this case in the time budget
+    curve: tuple[str, float] | None = None  # (x label, x): the row is a point of a cost curve
+
+
+@dataclass
+class Result:
+    """What came out for one contender; times in seconds a unit, None where it did not run."""
+
+    contender: Contender
+    status: str = "ok"
+    median: float | None = None
+    minimum: float | None = None
+    repeats: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """GB/s or GFLOP/s."""
+        work = self.contender.work
+        return None if self.median is None or work is None else work / self.median / 1e9
+
+
+@dataclass
+class Row:
+    case: Case
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        return all(r.status in ("ok", "cannot run") for r in self.results)
+
+    @property
+    def ours(self) -> Result:
+        return next(r for r in self.results if r.contender.is_ours)
+
+    @property
+    def strongest(self) -> Result | None:
+        """The fastest peer: the one that counts."""
+        peers = [r for r in self.results if not r.contender.is_ours and r.median is not None]
+        return min(peers, key=lambda r: r.median, default=None)
+
+    def ratio(self, peer: Result) -> float | None:
+        """How many times our median goes into the peer's."""
+        ours = self.ours.median
+        return None if ours is None or peer.median is None or peer is self.ours else peer.median / ours
+
+
+def seconds_cpu(run: Callable[[], Any], loops: int) -> float:
+    start = time.perf_counter()
+    for _ in range(loops):
+        run()
+    return (time.perf_counter() - start) / loops
+
+
+def seconds_cuda(run: Callable[[], Any], loops: int) -> float:
+    """Between two events on the stream; the device is idle before and after."""
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(loops):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / loops
+
+
+class _Turns:
+    """One contender's turns: how many it gets, how long each lasts, what was measured."""
+
+    def __init__(self, result: Result, seconds: Callable[[Callable[[], Any], int], float], share: float):
+        self.result, self.seconds, self.times = result, seconds, []
+        run = result.contender.run
+        once = seconds(run, 1)  # the second call: the check was the first
+        self.loops = max(1, math.ceil(MIN_TURN_SECONDS / max(once, 1e-7)))
+        fewest = 1 if once > max(share, 0.1) else 3
+        self.wanted = min(MAX_REPEATS, max(fewest, int(share / (once * self.loops + PAUSE_SECONDS))))
+
+    def take(self) -> None:
+        if len(self.times) < self.wanted:
+            time.sleep(PAUSE_SECONDS)
+            self.times.append(self.seconds(self.result.contender.run, self.loops))
+
+    def close(self) -> None:
+        units = self.result.contender.units
+        self.result.median = statistics.median(self.times) / units
+        self.result.minimum = min(self.times) / units
+        self.result.repeats = len(self.times)
+
+
+def _checked(contender: Contender) -> Result:
+    """Runs once, which also warms up, and compares the result."""
+    if contender.run is None:
+        return Result(contender, status="cannot run")
+    try:
+        problem = contender.check(contender.run())
+    except RuntimeError as error:  # what a peer cannot do is a line of the table, not the end of the run
+        if contender.is_ours:
+            raise
+        return Result(contender, status=f"failed: {str(error).splitlines()[0][:60]}")
+    return Result(contender, status=f"disagrees: {problem}" if problem else "ok")
+
+
+def measure(case: Case, seconds_per_case: float, device: str) -> Row:
+    """Checks and times the contenders of ``case``; ``seconds_per_case`` is shared out among them."""
+    contenders = case.build()
+    if not contenders or not any(c.is_ours for c in contenders):
+        raise ValueError(f"{case.kernel}, {case.label}: a case needs a contender of ours")
+    row = Row(case, [_checked(c) for c in contenders])
+    able = [r for r in row.results if r.status != "cannot run" and not r.status.startswith("failed")]
+    share = seconds_per_case * case.budget / max(1, len(able))
+    seconds = seconds_cuda if device == "cuda" else seconds_cpu
+    turns = [_Turns(result, seconds, share) for result in able]
+    for _ in range(max(t.wanted for t in turns)):
+        for turn in turns:
+            turn.take()
+    for turn in turns:
+        turn.close()
+    return row
+
+
+def fastest(forms: dict[Any, Callable[[], Any]]) -> tuple[Any, Callable[[], Any]]:
+    """A peer's best form: the one that is quickest once warm."""
+    seconds = {}
+    for name, run in forms.items():
+        run()
+        once = seconds_cpu(run, 1)
+        loops = math.ceil(MIN_TURN_SECONDS / max(once, 1e-7))
+        seconds[name] = seconds_cpu(run, loops) if loops > 1 else once
+    best = min(seconds, key=seconds.get)
+    return best, forms[best]
+
+
+def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative to the largest entry of ``ours``; inf where a shape differs or a NaN is in only one."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    scale = ours.abs().max().clamp_min(1e-30) if ours.numel() else 1.0
+    difference = float(((ours - theirs).abs() / scale).max()) if ours.numel() else 0.0
+    return math.inf if math.isnan(difference) else difference
+
+
+def differs(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float, what: str = "result") -> str:
+    """The message of a check: "" within ``tolerance`` of the largest entry."""
+    difference = largest_difference(ours, theirs)
+    return "" if difference <= tolerance else f"{what} off by {difference:.1e}"

@@ -1,0 +1,154 @@
+"""Every kernel against its peers, beside the machine's measured ceilings: ``python bench/run.py --help``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import peers_jax
+import torch
+from cases import best_match, masked_linear, mlp_trainer, topk_mask
+from ceilings import Ceilings, measure_ceilings
+from harness import Case, Row, measure
+from report import as_dict, print_ceilings, print_head, print_kernel, print_row, print_summary
+from rich.console import Console
+
+import pns_fast as pns
+
+KERNELS = {
+    "topk_mask": topk_mask,
+    "best_match": best_match,
+    "masked_linear": masked_linear,
+    "mlp_trainer": mlp_trainer,
+}
+ON_CUDA = ("topk_mask",)
+FIGURES = (".png", ".pdf", ".svg")
+SECONDS_PER_CASE, SECONDS_PER_CASE_QUICK = 3.0, 0.3
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__.split(":")[0] + ".")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--kernel", choices=tuple(KERNELS), action="append", help="this kernel only; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, ceilings and every number there")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw ratios to the strongest peers (PNG, PDF, SVG)"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, less time: for a look, not for numbers")
+    parser.add_argument("--seconds", type=float, help="time for a case, shared out among its contenders")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for us and for the peers")
+    parser.add_argument("--list", action="store_true", help="name kernels and cases, run nothing")
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    for name in ("json", "figure"):
+        path = getattr(options, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"--{name}: no folder {path.absolute().parent}")
+    if options.figure is not None and options.figure.suffix not in FIGURES:
+        parser.error(f"--figure: expected a name ending in {', '.join(FIGURES)}, got {options.figure.name}")
+    return options
+
+
+def cuda_problem() -> str:
+    """Why the CUDA kernels cannot run here, or ""."""
+    if not torch.cuda.is_available():
+        return "no CUDA device, or a torch built without CUDA"
+    return "" if pns.backends()["cuda"] else "this build of pns_fast has no CUDA kernels: see README.md"
+
+
+def describe_machine(device: str) -> dict:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "simd": pns.backends()["cpu"],
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "mkl": torch.backends.mkl.is_available(),
+        "numpy": numpy.__version__,
+        "jax": None if peers_jax.missing() else peers_jax.jax.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def list_cases(options: argparse.Namespace) -> dict[str, list[Case]]:
+    names = options.kernel or (ON_CUDA if options.device == "cuda" else tuple(KERNELS))
+    return {name: KERNELS[name].cases(options.quick, options.device) for name in dict.fromkeys(names)}
+
+
+def run(
+    cases: dict[str, list[Case]], options: argparse.Namespace, ceilings: Ceilings, console: Console
+) -> tuple[list[Row], Ceilings]:
+    """Ceilings are measured again before every kernel: the machine may have been busier at the start."""
+    default = SECONDS_PER_CASE_QUICK if options.quick else SECONDS_PER_CASE
+    seconds = default if options.seconds is None else options.seconds
+    rows = []
+    for i, of_kernel in enumerate(cases.values()):
+        if i > 0:
+            ceilings = ceilings.raised_to(measure_ceilings(options.device, options.threads, options.quick))
+        print_kernel(console, of_kernel[0])
+        for case in of_kernel:
+            with console.status(f"{case.kernel}, {case.label}"):
+                row = measure(case, seconds, options.device)
+            print_row(console, row, ceilings)
+            rows.append(row)
+    return rows, ceilings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        absent = [name for name in options.kernel or () if name not in ON_CUDA]
+        if problem := f"no CUDA kernel yet for {', '.join(absent)}" if absent else cuda_problem():
+            print(f"bench/run.py: --device cuda: {problem}", file=sys.stderr)
+            return 2
+    cases = list_cases(options)
+    if options.list:
+        for name, of_kernel in cases.items():
+            console.print(f"[bold]{name}[/bold]")
+            for case in of_kernel:
+                console.print(f"  {case.label}")
+        return 0
+    start = time.perf_counter()
+    machine = describe_machine(options.device)
+    peers_jax.use_devices(options.threads)
+    ceilings = measure_ceilings(options.device, options.threads, options.quick)
+    print_head(console, machine)
+    print_ceilings(console, ceilings)
+    rows, ceilings = run(cases, options, ceilings, console)
+    print_summary(console, rows)
+    print_ceilings(console, ceilings)
+    console.print(f"the run took {time.perf_counter() - start:.0f} s")
+    command = " ".join(["python", "bench/run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    if options.json:
+        options.json.write_text(json.dumps(as_dict(rows, machine, ceilings, command), indent=1, allow_nan=False) + "\n")
+    if options.figure:
+        from figure import draw
+
+        place = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+        title = f"pns_fast on {place}, {machine['date'][:10]}"
+        draw(rows, options.figure, title)
+    return 0 if all(row.agrees for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
