@@ -32,14 +32,17 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     # mlp_gradients in float32 against float64, relative to the layer's largest: sums over at most 100 samples and
     # 100 inputs, each rounded to 6e-8
     "gradient_of_one_step": (1e-5, 0.0),
-    # mlp_trainer in float32 against float64. Rounding of 6e-8 a step, carried along and amplified by momentum
-    "parameters_100_sgd_steps": (0.0, 1e-4),
-    # a step of Adam is lr * m / sqrt(v): where gradients vanish the quotient is all rounding, lr (1e-3) a step at most
-    "parameters_20_adam_steps": (0.0, 1e-3),
+    # mlp_trainer in float32 against float64, absolute. Rounding of 6e-8 a step, carried along by momentum: 3e-6 is
+    # seen, 1e-4 was asked for
+    "parameters_100_sgd_steps": (0.0, 2e-5),
+    # a step of Adam is lr * m / sqrt(v), which is all rounding where gradients vanish: 1e-6 is seen, 1e-3 was asked for
+    "parameters_20_adam_steps": (0.0, 2e-5),
     # one step: the gradient, two rounded coefficients (1 - beta), a square root and a division
     "one_adam_step": (1e-5, 0.0),
-    # what those parameters do to the loss; single late weights prove nothing, the curve does
-    "loss_curve": (1e-3, 1e-3),
+    # what those parameters do to the loss; test loss included
+    "loss_curve": (1e-4, 1e-4),
+    # late single weights prove nothing (1e-2 apart where gradients vanish), the curve does: 2e-4 is seen
+    "loss_curve_200_adam_steps": (1e-3, 1e-3),
     # edge-popup's scores after 20 steps of SGD: as parameters, as long as no mask entry swaps
-    "edge_popup_scores": (0.0, 1e-4),
+    "edge_popup_scores": (0.0, 1e-5),
 }

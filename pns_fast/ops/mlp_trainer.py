@@ -262,8 +262,8 @@ def mlp_trainer(
         keys: int64 ``[N, 2]``: seed and network number, which key the batch order.
         loss: "cross_entropy" or "mse".
         epochs, batch_size: a last partial batch is used.
-        optimizer: "sgd" (``beta1`` is the momentum) or "adam" (``beta1``, ``beta2``, ``eps``), with learning rate ``lr``
-            and ``weight_decay`` added to the gradient, as in torch.
+        optimizer: "sgd" (``beta1`` is the momentum) or "adam" (``beta1``, ``beta2``, ``eps``), with learning rate
+            ``lr`` and ``weight_decay`` added to the gradient, as in torch.
         schedule: "constant" or "cosine" (over epochs).
         scores, density, anneal: edge-popup; with ``anneal`` epoch i of E keeps ``density ** ((i + 1) / E)``.
         dense_from: kept fraction from which a layer takes the dense path (default: measured).

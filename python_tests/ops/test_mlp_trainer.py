@@ -57,7 +57,7 @@ def test_20_steps_of_adam(simd_level, widths, loss, density):
 def test_loss_curve_of_200_steps_of_adam(simd_level, widths, loss, density):
     case = Case(widths, loss, density, n_networks=1)
     _, train_loss, test_loss = plain_training(case, tuple(ADAM.items()), 67)
-    rtol, atol = TOLERANCES["loss_curve"]
+    rtol, atol = TOLERANCES["loss_curve_200_adam_steps"]
     for dense_from in (DENSE, COMPRESSED):
         got = train(case, ADAM, 67, dense_from=dense_from)
         torch.testing.assert_close(got[3], train_loss, rtol=rtol, atol=atol)
