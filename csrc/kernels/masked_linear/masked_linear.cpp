@@ -29,7 +29,21 @@ void masked_tile_baseline(MaskedProduct product, const MaskedTile<T>& t, int64_t
 }
 
 template <typename T>
-MaskedTileFunction<T> tile_function() {
+void gather_baseline(const T* x, int64_t n_batch, int64_t n_features, T* tile) {
+  for (int64_t f = 0; f < n_features; ++f) {
+    for (int64_t b = 0; b < kBatchTile; ++b) tile[f * kBatchTile + b] = b < n_batch ? x[b * n_features + f] : T{0};
+  }
+}
+
+template <typename T>
+void scatter_baseline(const T* tile, int64_t n_batch, int64_t n_features, T* y) {
+  for (int64_t b = 0; b < n_batch; ++b) {
+    for (int64_t f = 0; f < n_features; ++f) y[b * n_features + f] = tile[f * kBatchTile + b];
+  }
+}
+
+template <typename T>
+MaskedTileFunctions<T> tile_functions() {
 #ifdef PNS_X86
   switch (simd_level()) {
     case SimdLevel::kAvx512: return masked_tile_avx512<T>();
@@ -37,7 +51,7 @@ MaskedTileFunction<T> tile_function() {
     default: break;
   }
 #endif
-  return masked_tile_baseline<T>;
+  return {masked_tile_baseline<T>, gather_baseline<T>, scatter_baseline<T>};
 }
 
 // The kept entries of one network in row order; for the transposed product, in column order.
@@ -84,28 +98,6 @@ struct Entries {
   }
 };
 
-// [n_batch, features] -> [features][kBatchTile], zeros behind the last sample.
-template <typename T>
-void gather_tile(const T* x, int64_t n_batch, int64_t n_features, T* tile) {
-  if (n_batch < kBatchTile) std::fill(tile, tile + n_features * kBatchTile, T{0});
-  for (int64_t f0 = 0; f0 < n_features; f0 += 16) {
-    const int64_t f1 = std::min(f0 + 16, n_features);
-    for (int64_t b = 0; b < n_batch; ++b) {
-      for (int64_t f = f0; f < f1; ++f) tile[f * kBatchTile + b] = x[b * n_features + f];
-    }
-  }
-}
-
-template <typename T>
-void scatter_tile(const T* tile, int64_t n_batch, int64_t n_features, T* y) {
-  for (int64_t f0 = 0; f0 < n_features; f0 += 16) {
-    const int64_t f1 = std::min(f0 + 16, n_features);
-    for (int64_t b = 0; b < n_batch; ++b) {
-      for (int64_t f = f0; f < f1; ++f) y[b * n_features + f] = tile[f * kBatchTile + b];
-    }
-  }
-}
-
 template <typename T>
 void one_network(MaskedProduct product, const MaskedLinearParams<T>& p, int64_t n, int n_threads) {
   const bool outer = product == MaskedProduct::kOuter, transposed = product == MaskedProduct::kTransposed;
@@ -116,27 +108,50 @@ void one_network(MaskedProduct product, const MaskedLinearParams<T>& p, int64_t 
   const int64_t n_rows = transposed ? p.n_in : p.n_out, n_columns = transposed ? p.n_out : p.n_in;
   const int64_t n_entries = static_cast<int64_t>(entries.column.size());
 
-  AlignedBuffer<T> x_tile(n_columns * kBatchTile), grad_tile(outer ? n_rows * kBatchTile : 0), out;
-  out.assign_zero(outer ? n_entries : n_rows * kBatchTile);
-  const MaskedTileFunction<T> run = tile_function<T>();
-  const int64_t n_blocks = n_threads == 1 ? 1 : std::min<int64_t>(n_rows, 8 * n_threads);
-  for (int64_t b = 0; b < p.batch; b += kBatchTile) {
-    const int64_t n_batch = std::min(kBatchTile, p.batch - b);
-    gather_tile(p.x + (n * p.batch + b) * n_columns, n_batch, n_columns, x_tile.data());
-    if (outer) gather_tile(p.grad + (n * p.batch + b) * n_rows, n_batch, n_rows, grad_tile.data());
-    const MaskedTile<T> tile{n_rows, n_entries, entries.begin.data(), entries.row.data(), entries.column.data(),
-                             entries.value.data(), p.bias == nullptr ? nullptr : p.bias + n * p.n_out,
-                             x_tile.data(), grad_tile.data(), out.data()};
-    parallel_items(n_blocks, n_threads, [&](int64_t block, int) {
-      run(product, tile, n_rows * block / n_blocks, n_rows * (block + 1) / n_blocks);
+  const MaskedTileFunctions<T> run = tile_functions<T>();
+  const int64_t n_tiles = (p.batch + kBatchTile - 1) / kBatchTile;
+  auto batch_of = [&](int64_t tile) { return std::min(kBatchTile, p.batch - tile * kBatchTile); };
+  auto x_of = [&](int64_t tile) { return p.x + (n * p.batch + tile * kBatchTile) * n_columns; };
+  MaskedTile<T> shared{n_rows, n_entries, entries.begin.data(), entries.row.data(), entries.column.data(),
+                       entries.value.data(), p.bias == nullptr ? nullptr : p.bias + n * p.n_out,
+                       nullptr, nullptr, nullptr};
+  if (!outer) {
+    // A tile of the batch is one thread's from its gathering to its scattering.
+    std::vector<AlignedBuffer<T>> x_tile(n_threads), y_tile(n_threads);
+    parallel_items(n_tiles, n_threads, [&](int64_t tile, int worker) {
+      x_tile[worker].resize(n_columns * kBatchTile), y_tile[worker].resize(n_rows * kBatchTile);
+      run.gather(x_of(tile), batch_of(tile), n_columns, x_tile[worker].data());
+      MaskedTile<T> mine = shared;
+      mine.x = x_tile[worker].data(), mine.y = y_tile[worker].data();
+      run.product(product, mine, 0, n_rows);
+      run.scatter(mine.y, batch_of(tile), n_rows, p.y + (n * p.batch + tile * kBatchTile) * n_rows);
     });
-    if (!outer) scatter_tile(out.data(), n_batch, n_rows, p.y + (n * p.batch + b) * n_rows);
+    return;
   }
-  if (outer) {
-    T* y = p.y + n * plane;
-    std::fill(y, y + plane, T{0});
-    for (int64_t k = 0; k < n_entries; ++k) y[entries.row[k] * p.n_in + entries.column[k]] = out[k];
-  }
+  // The outer product sums over the batch: all tiles are gathered, then each thread walks them in order for its rows.
+  AlignedBuffer<T> x_tiles(n_tiles * n_columns * kBatchTile), grad_tiles(n_tiles * n_rows * kBatchTile), sums;
+  sums.assign_zero(n_entries);
+  parallel_items(n_tiles, n_threads, [&](int64_t tile, int) {
+    run.gather(x_of(tile), batch_of(tile), n_columns, x_tiles.data() + tile * n_columns * kBatchTile);
+    run.gather(p.grad + (n * p.batch + tile * kBatchTile) * n_rows, batch_of(tile), n_rows,
+               grad_tiles.data() + tile * n_rows * kBatchTile);
+  });
+  T* y = p.y + n * plane;
+  const int64_t n_blocks = n_threads == 1 ? 1 : std::min<int64_t>(n_rows, 8 * n_threads);
+  parallel_items(n_blocks, n_threads, [&](int64_t block, int) {
+    const int64_t begin = n_rows * block / n_blocks, end = n_rows * (block + 1) / n_blocks;
+    for (int64_t tile = 0; tile < n_tiles; ++tile) {
+      MaskedTile<T> mine = shared;
+      mine.x = x_tiles.data() + tile * n_columns * kBatchTile;
+      mine.grad = grad_tiles.data() + tile * n_rows * kBatchTile;
+      mine.y = sums.data();
+      run.product(product, mine, begin, end);
+    }
+    std::fill(y + begin * p.n_in, y + end * p.n_in, T{0});
+    for (int64_t k = entries.begin[begin]; k < entries.begin[end]; ++k) {
+      y[entries.row[k] * p.n_in + entries.column[k]] = sums[k];
+    }
+  });
 }
 
 }  // namespace

@@ -48,9 +48,15 @@ struct MaskedTile {
 
 constexpr int64_t kBatchTile = 64;  // floats: 4 AVX-512 registers; a tile of 4,096 features is 1 MB, within L2
 
+// What each SIMD level provides.
 template <typename T>
-using MaskedTileFunction = void (*)(MaskedProduct, const MaskedTile<T>&, int64_t row_begin, int64_t row_end);
-template <typename T> MaskedTileFunction<T> masked_tile_avx2();
-template <typename T> MaskedTileFunction<T> masked_tile_avx512();
+struct MaskedTileFunctions {
+  void (*product)(MaskedProduct, const MaskedTile<T>&, int64_t row_begin, int64_t row_end);
+  // tile[f][b] = x[b][f] for n_batch <= kBatchTile samples, 0 behind them; and back.
+  void (*gather)(const T* x, int64_t n_batch, int64_t n_features, T* tile);
+  void (*scatter)(const T* tile, int64_t n_batch, int64_t n_features, T* y);
+};
+template <typename T> MaskedTileFunctions<T> masked_tile_avx2();
+template <typename T> MaskedTileFunctions<T> masked_tile_avx512();
 
 }  // namespace pns

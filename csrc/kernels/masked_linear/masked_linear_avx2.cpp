@@ -2,7 +2,7 @@
 
 namespace pns {
 
-template <> MaskedTileFunction<float> masked_tile_avx2<float>() { return masked_tile<float, 8>; }
-template <> MaskedTileFunction<double> masked_tile_avx2<double>() { return masked_tile<double, 4>; }
+template <> MaskedTileFunctions<float> masked_tile_avx2<float>() { return masked_tile_functions<float, 8>(); }
+template <> MaskedTileFunctions<double> masked_tile_avx2<double>() { return masked_tile_functions<double, 4>(); }
 
 }  // namespace pns

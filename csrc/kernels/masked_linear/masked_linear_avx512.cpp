@@ -2,7 +2,7 @@
 
 namespace pns {
 
-template <> MaskedTileFunction<float> masked_tile_avx512<float>() { return masked_tile<float, 16>; }
-template <> MaskedTileFunction<double> masked_tile_avx512<double>() { return masked_tile<double, 8>; }
+template <> MaskedTileFunctions<float> masked_tile_avx512<float>() { return masked_tile_functions<float, 16>(); }
+template <> MaskedTileFunctions<double> masked_tile_avx512<double>() { return masked_tile_functions<double, 8>(); }
 
 }  // namespace pns

@@ -32,5 +32,49 @@ void masked_tile(MaskedProduct product, const MaskedTile<T>& t, int64_t row_begi
   }
 }
 
+// W samples by W features at a time through registers; what does not fill a block goes one by one.
+template <typename T, int W>
+void gather_tile(const T* x, int64_t n_batch, int64_t n_features, T* tile) {
+  using Vector = Vec<T, W>;
+  for (int64_t f = 0; f < n_features; f += W) {
+    for (int64_t b = 0; b < kBatchTile; b += W) {
+      if (f + W <= n_features && b + W <= n_batch) {
+        Vector block[W];
+        for (int j = 0; j < W; ++j) block[j] = Vector::load(x + (b + j) * n_features + f);
+        transpose(block);
+        for (int j = 0; j < W; ++j) block[j].store(tile + (f + j) * kBatchTile + b);
+        continue;
+      }
+      for (int64_t i = f; i < f + W && i < n_features; ++i) {
+        for (int64_t j = b; j < b + W; ++j) tile[i * kBatchTile + j] = j < n_batch ? x[j * n_features + i] : T{0};
+      }
+    }
+  }
+}
+
+template <typename T, int W>
+void scatter_tile(const T* tile, int64_t n_batch, int64_t n_features, T* y) {
+  using Vector = Vec<T, W>;
+  for (int64_t f = 0; f < n_features; f += W) {
+    for (int64_t b = 0; b < n_batch; b += W) {
+      if (f + W <= n_features && b + W <= n_batch) {
+        Vector block[W];
+        for (int j = 0; j < W; ++j) block[j] = Vector::load(tile + (f + j) * kBatchTile + b);
+        transpose(block);
+        for (int j = 0; j < W; ++j) block[j].store(y + (b + j) * n_features + f);
+        continue;
+      }
+      for (int64_t i = f; i < f + W && i < n_features; ++i) {
+        for (int64_t j = b; j < b + W && j < n_batch; ++j) y[j * n_features + i] = tile[i * kBatchTile + j];
+      }
+    }
+  }
+}
+
+template <typename T, int W>
+MaskedTileFunctions<T> masked_tile_functions() {
+  return {masked_tile<T, W>, gather_tile<T, W>, scatter_tile<T, W>};
+}
+
 }  // namespace
 }  // namespace pns
