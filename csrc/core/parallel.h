@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,7 +30,11 @@ void parallel_items(int64_t n_items, int n_threads, F&& f) {
     }
   };
   std::vector<std::thread> threads;
-  for (int t = 1; t < n_threads; ++t) threads.emplace_back(work, t);
+  try {
+    for (int t = 1; t < n_threads; ++t) threads.emplace_back(work, t);
+  } catch (const std::system_error&) {
+    // No thread left: those that started, and this one, do the work. Nothing depends on how many there are.
+  }
   work(0);
   for (auto& thread : threads) thread.join();
   if (error) std::rethrow_exception(error);

@@ -74,6 +74,15 @@ def _check_dataset(dataset: Tensor, n_datasets: int) -> None:
         raise ValueError(f"dataset: expected indices in [0, {n_datasets - 1}], got {dataset.tolist()}")
 
 
+def _check_numbers(sizes: dict[str, float], decays: dict[str, float]) -> None:
+    for name, value in sizes.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    for name, value in decays.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+
+
 def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores, options) -> None:
     _check_networks(parameters, mask, widths, dataset, options["loss"])
     _check_samples("_train", x_train, y_train, widths, options["loss"], None)
@@ -128,9 +137,12 @@ def _mlp_trainer_cpu(
         "schedule": schedule, "density": density,
     }  # fmt: skip
     _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores, options)
+    _check_numbers({"lr": lr, "eps": eps, "weight_decay": weight_decay}, {"beta1": beta1, "beta2": beta2})
     _check_dataset(dataset, x_train.shape[0])
     _check_values(y_train, "y_train", widths[-1])
     _check_values(y_test, "y_test", widths[-1])
+    if keys.numel() > 0 and not (int(keys.min()) >= 0 and int(keys[:, 1].max()) < 2**32):
+        raise ValueError("keys: expected seeds in [0, 2**63 - 1] and networks in [0, 2**32 - 1]")
     tensors = {
         "parameters": parameters, "mask": mask, "scores": scores, "dataset": dataset, "keys": keys,
         "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test,
@@ -272,7 +284,7 @@ def mlp_trainer(
         parameters ``[N, P]``, scores (``[N, P]`` or empty), mask ``[N, P]`` (edge-popup: the final one), and float64
         train_loss ``[N, epochs]``, test_loss and metric ``[N, epochs + 1]`` (column 0: before training; metric:
         accuracy, or the mean squared error after the least-squares factor of each output). A network that diverges
-        reports NaN or inf there.
+        reports NaN or inf losses; the others are not affected.
 
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within a few hundred steps of Ctrl-C.

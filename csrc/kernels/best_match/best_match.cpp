@@ -43,8 +43,8 @@ MatchFilter filter_function() {
 // A target on its support: positions, values, and the values of unit length in float32 for the filter.
 struct Target {
   std::vector<int32_t> feature;
-  std::vector<double> theta;  // over `peak`, the largest |theta|: squares neither overflow nor vanish
-  double peak = 0;
+  std::vector<double> theta;  // times 2^-exponent: squares neither overflow nor vanish, and nothing is rounded
+  int exponent = 0;
   std::vector<float> direction;
 
   // float32 rounding of a cosine of this many terms, with slack. A cosine^2 is off by as much, or by its square at 0.
@@ -53,7 +53,7 @@ struct Target {
 
 struct Match {
   int64_t index = -1;
-  double scale = 1, distance = std::numeric_limits<double>::infinity();  // both over the target's peak
+  double scale = 1, distance = std::numeric_limits<double>::infinity();  // both times 2^-exponent of the target
   double threshold = -1;  // signed cosine^2 below which the filter need not look again
 
   bool is_better_than(const Match& other) const {
@@ -97,15 +97,16 @@ struct Problem {
     targets.resize(p.n_targets);
     for (int64_t t = 0; t < p.n_targets; ++t) {
       const int64_t at = (n * p.n_targets + t) * p.n_parameters;
-      double length = 0;
+      double length = 0, peak = 0;
       for (int64_t i = 0; i < p.n_parameters; ++i) {
         if (p.support[at + i] == 0) continue;
         targets[t].feature.push_back(static_cast<int32_t>(i));
         targets[t].theta.push_back(p.target[at + i]);
-        targets[t].peak = std::max(targets[t].peak, std::fabs(p.target[at + i]));
+        peak = std::max(peak, std::fabs(p.target[at + i]));
       }
+      std::frexp(peak, &targets[t].exponent);
       for (double& theta : targets[t].theta) {
-        if (targets[t].peak > 0) theta /= targets[t].peak;
+        theta = std::ldexp(theta, -targets[t].exponent);
         length += theta * theta;
       }
       const double inverse = length > 0 ? 1 / std::sqrt(length) : 0;
@@ -162,8 +163,8 @@ struct Problem {
       }
       if (match.index >= 0) {
         free[match.index] = 0;
-        match.scale *= targets[t].peak;
-        match.distance *= targets[t].peak;
+        match.scale = std::ldexp(match.scale, targets[t].exponent);
+        match.distance = std::ldexp(match.distance, targets[t].exponent);
       }
       result[t] = match;
     }

@@ -50,7 +50,9 @@ struct Updater {
     // sqrt(v) = v / sqrt(v); the floor keeps v = 0 out of 0 * inf (such a parameter has first = 0 or a vanishing v)
     const Vector floored = max(second, Vector::broadcast(1e-36f));
     const Vector root = floored * inverse_sqrt(floored);
-    (old - step_size * first * reciprocal(fma(root, inverse_sqrt_correction, eps))).store(p);
+    // v = inf (|g| > 5e20) divides to a step of 0, as in torch; the estimates would make it NaN.
+    const Vector inverse = reciprocal(fma(root, inverse_sqrt_correction, eps));
+    (old - step_size * first * select(second > Vector::broadcast(3e38f), Vector::zero(), inverse)).store(p);
   }
 };
 
