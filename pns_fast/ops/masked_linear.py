@@ -186,11 +186,12 @@ def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
         pattern = mask != 0
         # A mask that learns needs the gradient of pruned entries too: that is what revives them.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad else None
-    if weight.dim() == 3:
-        return _MaskedProduct.apply(x, weight, pattern, grad_mask, bias, False)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _MaskedProduct.apply(rows, weight, pattern, grad_mask, bias, False)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    rows = x if weight.dim() == 3 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        y = _MaskedProduct.apply(rows, weight, pattern, grad_mask, bias, False)
+    else:  # Function.apply binds its arguments by inspection, which costs more than a small product
+        y = torch.ops.pns_fast.masked_product(rows, weight, pattern, bias, False)
+    return y.reshape(*x.shape[:-1], weight.shape[-2])
 
 
 # Composite: torch.ops.pns_fast.masked_linear is differentiable, traceable and vmappable as the two products are.

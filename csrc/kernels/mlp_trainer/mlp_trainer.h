@@ -23,8 +23,8 @@ enum class Loss { kCrossEntropy, kMeanSquaredError };
 enum class Optimizer { kGradient, kSgd, kAdam };  // kGradient: one batch; parameters_out receives the gradient
 enum class Schedule { kConstant, kCosine };       // per epoch: lr, or lr (1 + cos(pi epoch / epochs)) / 2
 
-// From this kept fraction on a layer takes the dense path. Measured crossover of a 100 x 100 layer at batch 32 on
-// AVX-512 (bench/README.md).
+// From this kept fraction (of padded rows) on a layer takes the dense path. Measured at 100 x 100, batch 32, AVX-512, a step
+// of a Circle network: density 0.3 takes 20 us compressed and 38 dense, 0.5 takes about 40 either way.
 constexpr double kDenseFrom = 0.4;
 
 struct MlpTrainerParams {
