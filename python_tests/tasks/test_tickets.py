@@ -61,6 +61,17 @@ def test_regression_mse(name, low, high, depth):
         assert low <= mse <= high
 
 
+@pytest.mark.parametrize("depth", [3, 5, 10])
+def test_expected_performance(depth):
+    """On 20,000 test points: a split of 1,000 scatters by 0.1e-4 (Helix) and 0.0045 (Circle), and with it each seed."""
+    for name, low, high in (("helix", 3.0e-4, 3.3e-4), ("relu", 0.95e-4, 1.05e-4), ("circle", 0.97, 0.99)):
+        task = pns.tasks.get(name)
+        data = task.sample(n=200_000, seed=1)
+        output = task.ticket(depth).forward(data.x_test)
+        score = output.argmax(1) == data.y_test if name == "circle" else (output - data.y_test).double().square()
+        assert low <= score.double().mean().item() <= high
+
+
 def test_relu_is_exact():
     x = torch.linspace(-1, 1, 101, dtype=torch.float64)[:, None]
     for depth in (3, 5, 10):
