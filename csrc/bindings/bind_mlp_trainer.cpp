@@ -8,14 +8,26 @@
 namespace pns {
 namespace {
 
-// Every argument by name: see MlpTrainerParams. A pending signal (Ctrl-C) stops the call and is raised here.
+// Calls progress(done, total); true: it raised, and the error is set.
+bool raises(const pybind11::object& progress, int64_t done, int64_t total) {
+  try {
+    progress(done, total);
+    return false;
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return true;
+  }
+}
+
+// Every argument by name: see MlpTrainerParams. A pending signal (Ctrl-C), or what progress raises, stops the call and
+// is raised here.
 void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t parameters, uintptr_t mask, uintptr_t scores,
          uintptr_t dataset, uintptr_t keys, int64_t n_train, int64_t n_test, uintptr_t x_train, uintptr_t x_test,
          uintptr_t label_train, uintptr_t label_test, uintptr_t y_train, uintptr_t y_test, int loss, int64_t epochs,
          int64_t batch_size, int optimizer, int schedule, double lr, double beta1, double beta2, double eps,
          double weight_decay, double density, bool anneal, double dense_from, uintptr_t parameters_out,
          uintptr_t scores_out, uintptr_t mask_out, uintptr_t train_loss, uintptr_t test_loss, uintptr_t metric,
-         int n_threads) {
+         int64_t step_epochs, double gamma, int n_threads, const pybind11::object& progress) {
   MlpTrainerParams p;
   p.n_networks = n_networks;
   p.n_layers = static_cast<int64_t>(widths.size()) - 1;
@@ -34,6 +46,7 @@ void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t param
   p.optimizer = static_cast<Optimizer>(optimizer);
   p.schedule = static_cast<Schedule>(schedule);
   p.lr = lr, p.beta1 = beta1, p.beta2 = beta2, p.eps = eps, p.weight_decay = weight_decay;
+  p.step_epochs = step_epochs, p.gamma = gamma;
   p.density = density, p.anneal = anneal;
   p.dense_from = dense_from;
   p.parameters_out = as_pointer<float>(parameters_out);
@@ -43,15 +56,19 @@ void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t param
   p.test_loss = as_pointer<double>(test_loss);
   p.metric = as_pointer<double>(metric);
   p.n_threads = n_threads;
-  p.should_stop = [] {
+  const int64_t total = n_networks * epochs;
+  p.should_stop = [&](int64_t done) {
     pybind11::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
+    if (PyErr_CheckSignals() != 0) return true;
+    // The last report is made once, when everything has been written.
+    return !progress.is_none() && done < total && raises(progress, done, total);
   };
   bool is_complete;
   {
     pybind11::gil_scoped_release release;
     is_complete = mlp_trainer(p);
   }
+  if (is_complete && !progress.is_none()) is_complete = !raises(progress, total, total);
   if (!is_complete) throw pybind11::error_already_set();
 }
 
@@ -66,14 +83,16 @@ void bind_mlp_trainer(pybind11::module_& m) {
                                   py::arg("sgd") = static_cast<int>(Optimizer::kSgd),
                                   py::arg("adam") = static_cast<int>(Optimizer::kAdam));
   m.attr("SCHEDULES") = py::dict(py::arg("constant") = static_cast<int>(Schedule::kConstant),
-                                 py::arg("cosine") = static_cast<int>(Schedule::kCosine));
+                                 py::arg("cosine") = static_cast<int>(Schedule::kCosine),
+                                 py::arg("step") = static_cast<int>(Schedule::kStep));
   m.def("mlp_trainer", &run, py::kw_only(), py::arg("widths"), py::arg("n_networks"), py::arg("parameters"),
         py::arg("mask"), py::arg("scores"), py::arg("dataset"), py::arg("keys"), py::arg("n_train"), py::arg("n_test"),
         py::arg("x_train"), py::arg("x_test"), py::arg("label_train"), py::arg("label_test"), py::arg("y_train"),
         py::arg("y_test"), py::arg("loss"), py::arg("epochs"), py::arg("batch_size"), py::arg("optimizer"),
         py::arg("schedule"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
         py::arg("density"), py::arg("anneal"), py::arg("dense_from"), py::arg("parameters_out"), py::arg("scores_out"),
-        py::arg("mask_out"), py::arg("train_loss"), py::arg("test_loss"), py::arg("metric"), py::arg("n_threads"));
+        py::arg("mask_out"), py::arg("train_loss"), py::arg("test_loss"), py::arg("metric"), py::arg("step_epochs"),
+        py::arg("gamma"), py::arg("n_threads"), py::arg("progress"));
   m.def("batch_order", [](int64_t n, int64_t seed, int64_t network, int64_t epoch, uintptr_t order) {
     batch_order(n, seed, network, epoch, as_pointer<int64_t>(order));
   });

@@ -36,6 +36,11 @@ def check_shape(name: str, value: Tensor, expected: Sequence[int], why: str) -> 
         raise ValueError(f"{name}: expected shape {tuple(expected)} ({why}), got {tuple(value.shape)}")
 
 
+def check_callback(name: str, value) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: expected a callable or None, got {type(value).__name__}")
+
+
 def check_same_device(**tensors: Tensor | None) -> None:
     present = {name: t for name, t in tensors.items() if t is not None}
     first_name, first = next(iter(present.items()))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ._library import check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer
+from ._library import check_callback, check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer
 
 _OPTIONS = (
     "str loss, int epochs, int batch_size, str optimizer, float lr, float beta1, float beta2=0.999, float eps=1e-8, "
     'float weight_decay=0.0, str schedule="constant", Tensor? scores=None, float density=1.0, bool anneal=False, '
-    "float? dense_from=None"
+    "float? dense_from=None, int step_epochs=30, float gamma=0.1"
 )
 library.define(
     "mlp_trainer(Tensor parameters, Tensor mask, int[] widths, Tensor x_train, Tensor y_train, Tensor x_test, "
@@ -26,6 +28,25 @@ library.define(
 )
 
 _MAX_WIDTH = 1 << 20
+
+# An op's schema has no callables: the one that a call of mlp_trainer reports to travels beside it.
+_progress: ContextVar[Callable[[int, int], object] | None] = ContextVar("pns_fast_mlp_trainer_progress", default=None)
+
+
+@contextmanager
+def _reporting_to(progress: Callable[[int, int], object] | None) -> Iterator[None]:
+    token = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+def _take_progress() -> Callable[[int, int], object] | None:
+    """The callback of this call; a training started inside the callback finds none."""
+    progress = _progress.get()
+    _progress.set(None)
+    return progress
 
 
 def n_parameters(widths: Sequence[int]) -> int:
@@ -98,6 +119,8 @@ def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, 
         raise ValueError(
             f"epochs, batch_size: expected >= 0 and >= 1, got {options['epochs']}, {options['batch_size']}"
         )
+    if options["step_epochs"] < 1:
+        raise ValueError(f"step_epochs: expected >= 1, got {options['step_epochs']}")
     if not 0.0 <= options["density"] <= 1.0:
         raise ValueError(f"density: expected a value in [0, 1], got {options['density']}")
     if x_train.shape[1] == 0 or x_test.shape[1] == 0 or x_train.shape[1] >= 2**31:
@@ -131,13 +154,16 @@ def _mlp_trainer_cpu(
     density=1.0,
     anneal=False,
     dense_from=None,
+    step_epochs=30,
+    gamma=0.1,
 ):
     options = {
         "loss": loss, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer,
-        "schedule": schedule, "density": density,
+        "schedule": schedule, "step_epochs": step_epochs, "density": density,
     }  # fmt: skip
     _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys, scores, options)
-    _check_numbers({"lr": lr, "eps": eps, "weight_decay": weight_decay}, {"beta1": beta1, "beta2": beta2})
+    sizes = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "gamma": gamma}
+    _check_numbers(sizes, {"beta1": beta1, "beta2": beta2})
     _check_dataset(dataset, x_train.shape[0])
     _check_values(y_train, "y_train", widths[-1])
     _check_values(y_test, "y_test", widths[-1])
@@ -150,14 +176,15 @@ def _mlp_trainer_cpu(
     return _run(
         tensors, parameters.clone(memory_format=torch.contiguous_format), widths, loss, optimizer, schedule,
         epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
-        density=density, anneal=anneal, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
+        step_epochs=step_epochs, gamma=gamma, density=density, anneal=anneal,
+        dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from, progress=_take_progress(),
     )  # fmt: skip
 
 
-def _run(tensors: dict, out_parameters: Tensor, widths, loss: str, optimizer: str, schedule: str, **numbers):
+def _run(tensors: dict, out_parameters: Tensor, widths, loss: str, optimizer: str, schedule: str, **others):
     """Allocates the outputs and hands every pointer down; the arguments have been checked."""
     given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
-    n, epochs, scores = len(out_parameters), numbers["epochs"], given["scores"]
+    n, epochs, scores = len(out_parameters), others["epochs"], given["scores"]
     for split in ("train", "test"):  # the kernel takes labels as int32, and either labels or targets
         y = given[f"y_{split}"]
         is_label = y.dtype == torch.int64
@@ -180,7 +207,7 @@ def _run(tensors: dict, out_parameters: Tensor, widths, loss: str, optimizer: st
         optimizer=_native.cpu.OPTIMIZERS[optimizer],
         schedule=_native.cpu.SCHEDULES[schedule],
         n_threads=torch.get_num_threads(),
-        **numbers,
+        **others,
         **{name: pointer(tensor) for name, tensor in (given | out).items()},
     )
     return tuple(out.values())
@@ -200,8 +227,9 @@ def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_f
     }  # fmt: skip
     gradient, *_ = _run(
         tensors, torch.zeros(parameters.shape), widths, loss, "gradient", "constant",
-        epochs=1, batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, density=1.0,
-        anneal=False, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
+        epochs=1, batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, step_epochs=1,
+        gamma=1.0, density=1.0, anneal=False, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
+        progress=None,
     )  # fmt: skip
     return gradient
 
@@ -255,6 +283,9 @@ def mlp_trainer(
     density: float = 1.0,
     anneal: bool = False,
     dense_from: float | None = None,
+    step_epochs: int = 30,
+    gamma: float = 0.1,
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Trains N masked MLPs of one architecture, each on its own data set, all epochs in one native call.
 
@@ -262,7 +293,8 @@ def mlp_trainer(
     are never written. With ``scores`` it is edge-popup: parameters stay, the top ``density`` of ``|score|`` (per layer,
     weights and biases apart) is in force, and every score is trained straight through,
     ``dL/ds = dL/dw_in_force * w * sign(s)`` with sign(0) = 1. Networks are shared out among
-    ``torch.get_num_threads()`` threads; results depend neither on that nor on the other networks of the call.
+    ``torch.get_num_threads()`` threads; results depend neither on that nor on the other networks of the call. A network
+    stops after an epoch whose mean train loss is not finite; the others go on.
 
     Args:
         parameters: float32 ``[N, P]``, flat layout ``[W1 | b1 | W2 | b2 ...]``, each W row-major ``[O, I]``.
@@ -276,18 +308,23 @@ def mlp_trainer(
         epochs, batch_size: a last partial batch is used.
         optimizer: "sgd" (``beta1`` is the momentum) or "adam" (``beta1``, ``beta2``, ``eps``), with learning rate
             ``lr`` and ``weight_decay`` added to the gradient, as in torch.
-        schedule: "constant" or "cosine" (over epochs).
+        schedule: "constant", "cosine" (over epochs), or "step": epoch i trains at ``lr * gamma ** (i // step_epochs)``.
+        step_epochs, gamma: of "step", >= 1 and >= 0.
         scores, density, anneal: edge-popup; with ``anneal`` epoch i of E keeps ``density ** ((i + 1) / E)``.
         dense_from: kept fraction from which a layer takes the dense path (default: measured).
+        progress: called as ``progress(done, total)`` with the epochs finished, those a stopped network skips included,
+            and all epochs of the call; on the calling thread, at most every 50 ms while training and once at the end,
+            ``done == total``. What it raises ends the call.
 
     Returns:
         parameters ``[N, P]``, scores (``[N, P]`` or empty), mask ``[N, P]`` (edge-popup: the final one), and float64
         train_loss ``[N, epochs]``, test_loss and metric ``[N, epochs + 1]`` (column 0: before training; metric:
-        accuracy, or the mean squared error after the least-squares factor of each output). A network that diverges
-        reports NaN or inf losses; the others are not affected.
+        accuracy, or the mean squared error after the least-squares factor of each output). Of a network that stopped
+        in epoch i, ``train_loss[i]`` is what it was, NaN or infinite, everything after it is NaN, and parameters and
+        scores are those at the end of epoch i.
 
     Raises:
-        TypeError, ValueError: naming the argument. KeyboardInterrupt within a few hundred steps of Ctrl-C.
+        TypeError, ValueError: naming the argument. KeyboardInterrupt at most 50 ms and a training step after Ctrl-C.
 
     Source: section 3 and appendix B.1 of Fischer & Burkholz 2022; edge-popup: Ramanujan et al. 2020.
 
@@ -299,12 +336,14 @@ def mlp_trainer(
         >>> out[0]  # the weight moved by lr * 2 * (3 - 1); the pruned bias stayed
         tensor([[2., 0.]])
     """
-    return torch.ops.pns_fast.mlp_trainer(
-        parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys,
-        loss=loss, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-        weight_decay=weight_decay, schedule=schedule, scores=scores, density=density, anneal=anneal,
-        dense_from=dense_from,
-    )  # fmt: skip
+    check_callback("progress", progress)
+    with nullcontext() if progress is None else _reporting_to(progress):  # torch.compile can trace the first
+        return torch.ops.pns_fast.mlp_trainer(
+            parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, keys,
+            loss=loss, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, beta1=beta1, beta2=beta2,
+            eps=eps, weight_decay=weight_decay, schedule=schedule, scores=scores, density=density, anneal=anneal,
+            dense_from=dense_from, step_epochs=step_epochs, gamma=gamma,
+        )  # fmt: skip
 
 
 def mlp_gradients(

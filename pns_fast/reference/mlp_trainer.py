@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,16 +82,19 @@ def _optimizer(p: Tensor, optimizer: str, lr: float, beta1: float, beta2: float,
     return torch.optim.SGD([p], lr=lr, momentum=beta1, weight_decay=weight_decay)
 
 
-def learning_rate(lr: float, schedule: str, epoch: int, epochs: int) -> float:
+def learning_rate(lr: float, schedule: str, epoch: int, epochs: int, step_epochs: int, gamma: float) -> float:
+    if schedule == "step":
+        return lr * gamma ** (epoch // step_epochs)
     return lr if schedule == "constant" else lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def edge_popup_mask(scores: Tensor, widths: Sequence[int], density: float) -> Tensor:
-    """Top ``density`` of |scores| [P], weights and biases of each layer apart."""
+    """Top ``density`` of |scores| [P], weights and biases of each layer apart; NaN ranks lowest."""
+    magnitude = torch.where(scores.isnan(), -1.0, scores.abs())
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for w, b, _ in layer_slices(widths):
         for part in (w, b):
-            mask[part] = topk_mask(scores[part].abs(), keep_count(density, part.stop - part.start))
+            mask[part] = topk_mask(magnitude[part], keep_count(density, part.stop - part.start))
     return mask
 
 
@@ -120,15 +123,23 @@ def mlp_trainer(
     density: float = 1.0,
     anneal: bool = False,
     dense_from: float | None = None,
+    step_epochs: int = 30,
+    gamma: float = 0.1,
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`pns_fast.ops.mlp_trainer`. ``dense_from`` has no meaning here: everything is dense."""
+    """See :func:`pns_fast.ops.mlp_trainer`. ``dense_from`` has no meaning here: everything is dense.
+
+    ``progress`` is called before every network and at the end.
+    """
     n_networks, dtype = len(parameters), parameters.dtype
     out_parameters, out_mask = parameters.clone(), mask.clone()
     out_scores = torch.empty(0, dtype=dtype) if scores is None else scores.clone()
     train_loss = torch.zeros(n_networks, epochs, dtype=torch.float64)
     test_loss = torch.zeros(n_networks, epochs + 1, dtype=torch.float64)
     metric = torch.zeros(n_networks, epochs + 1, dtype=torch.float64)
+    report = progress or (lambda done, total: None)
     for i in range(n_networks):
+        report(i * epochs, n_networks * epochs)
         d = int(dataset[i])
         x, y, xt, yt = (
             x_train[d].to(dtype),
@@ -159,7 +170,7 @@ def mlp_trainer(
 
         evaluate(0, 0)
         for epoch in range(epochs):
-            opt.param_groups[0]["lr"] = learning_rate(lr, schedule, epoch, epochs)
+            opt.param_groups[0]["lr"] = learning_rate(lr, schedule, epoch, epochs, step_epochs, gamma)
             order = torch.from_numpy(batch_order(len(x), tuple(keys[i].tolist()), epoch))
             for batch in order.split(batch_size):
                 value = batch_loss(forward(effective(epoch)[0], x[batch], widths), y[batch], loss)
@@ -168,10 +179,14 @@ def mlp_trainer(
                     trained.grad *= mask[i]
                 opt.step()
                 train_loss[i, epoch] += value.item() * len(batch) / len(x)
+            if not math.isfinite(train_loss[i, epoch]):  # stop: nothing after this epoch
+                train_loss[i, epoch + 1 :] = test_loss[i, epoch + 1 :] = metric[i, epoch + 1 :] = math.nan
+                break
             evaluate(epoch + 1, epoch)
         if scores is None:
             out_parameters[i] = torch.where(mask[i], trained.detach(), theta0)
         else:
             out_scores[i] = trained.detach()
             out_mask[i] = effective(max(epochs - 1, 0))[1]
+    report(n_networks * epochs, n_networks * epochs)
     return out_parameters, out_scores, out_mask, train_loss, test_loss, metric

@@ -14,6 +14,7 @@ from pns_fast import reference
 WIDTHS = ((2, 33, 20, 4), (1, 7, 1), (3, 100, 100, 3), (5, 17, 4), (6, 3))
 SGD = {"optimizer": "sgd", "lr": 0.05, "beta1": 0.9, "weight_decay": 5e-4}
 ADAM = {"optimizer": "adam", "lr": 1e-3, "beta1": 0.9}
+STEP = {"schedule": "step", "step_epochs": 2, "gamma": 0.3}
 
 
 def slices(widths):
@@ -116,6 +117,8 @@ def plain_training(case: Case, optimizer: tuple, epochs: int) -> tuple[Tensor, T
         scheduler = None
         if options.get("schedule") == "cosine":
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, epochs)
+        elif options.get("schedule") == "step":
+            scheduler = torch.optim.lr_scheduler.StepLR(optim, options["step_epochs"], options["gamma"])
         curve, tests = [], [plain_loss(trained, x_test[d], y_test[d], case.loss).item()]
         for epoch in range(epochs):
             total = 0.0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ops.cases import ADAM, SGD, WIDTHS, Case, n_parameters, plain_gradients, plain_training, slices
+from ops.cases import ADAM, SGD, STEP, WIDTHS, Case, n_parameters, plain_gradients, plain_training, slices
 from tolerances import TOLERANCES
 
 from pns_fast import ops, reference
@@ -79,11 +79,15 @@ def test_batch_sizes(simd_level, n, batch_size, optimizer):
 VARIANTS = {
     "adam with weight decay": {**ADAM, "weight_decay": 0.01},
     "adam with cosine": {**ADAM, "schedule": "cosine"},
+    "adam with steps": {**ADAM, **STEP},
+    "adam with one step to nothing": {**ADAM, **STEP, "gamma": 0.0},
     "adam with other betas": {**ADAM, "beta1": 0.5, "beta2": 0.9, "eps": 1e-4},
     "adam without first moment": {**ADAM, "beta1": 0.0},
     "adam with beta2 close to 1": {**ADAM, "beta2": 0.99999},
     "adam with betas closer to 1": {**ADAM, "beta1": 0.9999, "beta2": 0.999999},
     "sgd with cosine": {**SGD, "schedule": "cosine"},
+    "sgd with steps": {**SGD, **STEP},
+    "sgd with a step after the last epoch": {**SGD, **STEP, "step_epochs": 7},
     "sgd without momentum": {**SGD, "beta1": 0.0},
     "sgd with large weight decay": {**SGD, "weight_decay": 0.1},
     "sgd without weight decay": {**SGD, "weight_decay": 0.0},
@@ -319,6 +323,15 @@ def test_a_network_that_is_always_zero_has_the_metric_of_zero(simd_level):
     torch.testing.assert_close(metric[:, 0], expected, rtol=1e-6, atol=0)
 
 
+def test_compiles_without_a_graph_break():
+    case = Case((3, 6, 2))
+    p, *rest = case.arguments()
+    compiled = torch.compile(
+        lambda p: ops.mlp_trainer(p, *rest, **case.options(ADAM, 1))[0], backend="eager", fullgraph=True
+    )
+    assert torch.equal(compiled(p), train(case, ADAM, 1)[0])
+
+
 def test_no_epoch_and_no_network():
     case = Case((3, 6, 2))
     got = train(case, ADAM, 0)
@@ -360,7 +373,9 @@ def test_batches_differ_between_keys_and_repeat_for_equal_keys(simd_level):
     assert not torch.equal(got[0][0], got[0][2])
 
 
-@pytest.mark.parametrize("optimizer", [SGD, {**ADAM, "schedule": "cosine"}], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, {**ADAM, "schedule": "cosine"}, {**SGD, **STEP}], ids=["sgd", "adam", "sgd with steps"]
+)
 def test_twin_is_the_plain_loop(optimizer):
     rtol, atol = TOLERANCES["float64"]
     for loss in LOSSES:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ops.cases import ADAM, Case, plain_gradients, slices
+from ops.cases import ADAM, STEP, Case, plain_gradients, slices
 from tolerances import TOLERANCES
 
 from pns_fast import ops, reference
@@ -184,6 +184,17 @@ def test_adam_moves_scores_too(simd_level):
     rtol, atol = TOLERANCES["parameters_20_adam_steps"]
     for dense_from in (DENSE, COMPRESSED):
         got = train(case, 7, 0.5, optimizer=ADAM, scores=scores, dense_from=dense_from)
+        torch.testing.assert_close(got[1].double(), expected[1], rtol=rtol, atol=atol)
+
+
+def test_scores_follow_a_step_schedule(simd_level):
+    case, optimizer = Case((3, 24, 2), "mse"), {**POPUP, **STEP}
+    p, mask, *rest = case.arguments()
+    options = {**case.options(optimizer, 7), "density": 0.5}
+    expected = reference.mlp_trainer(p.double(), mask, *rest, **options, scores=initial_scores(case).double())
+    rtol, atol = TOLERANCES["edge_popup_scores"]
+    for dense_from in (DENSE, COMPRESSED):
+        got = train(case, 7, 0.5, optimizer=optimizer, dense_from=dense_from)
         torch.testing.assert_close(got[1].double(), expected[1], rtol=rtol, atol=atol)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import ADAM, SGD, Case
+from ops.cases import ADAM, SGD, STEP, Case
 
 import pns_fast as pns
 from pns_fast import ops
@@ -78,6 +78,7 @@ SAMPLES = {
     "masked_outer strided": ("masked_outer", (rand(3, 4).T, rand(5, 4).T, on(5, 3).T), {}),
     "mlp_trainer adam": ("mlp_trainer", *trainer_arguments(ADAM)),
     "mlp_trainer sgd": ("mlp_trainer", *trainer_arguments(SGD, "cross_entropy", schedule="cosine")),
+    "mlp_trainer steps": ("mlp_trainer", *trainer_arguments(ADAM, **STEP)),
     "mlp_trainer edge-popup": ("mlp_trainer", *trainer_arguments(SGD, scores=True, anneal=True)),
     "mlp_trainer no epoch": ("mlp_trainer", *trainer_arguments(SGD, epochs=0)),
     "mlp_gradients": ("mlp_gradients", *gradient_arguments("mse")),

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -145,9 +146,9 @@ class NetworkTrainer {
  public:
   NetworkTrainer(const MlpTrainerParams& p, const StepFunctions& step) : p_(p), step_(step) {}
 
-  // False: stopped.
+  // False: stopped. Adds to n_done every epoch that is finished or skipped.
   template <typename Stop>
-  bool train(int64_t i, Stop&& stop) {
+  bool train(int64_t i, Stop&& stop, std::atomic<int64_t>* n_done) {
     net_.load(p_, i, step_.has_dense);
     n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
     order_.resize(p_.n_train);
@@ -158,8 +159,14 @@ class NetworkTrainer {
     evaluate(test, p_.test_loss + i * (p_.epochs + 1), p_.metric + i * (p_.epochs + 1), stop);
     for (int64_t epoch = 0; epoch < p_.epochs; ++epoch) {
       if (!train_epoch(i, epoch, train, stop)) return false;
+      if (!std::isfinite(p_.train_loss[i * p_.epochs + epoch])) {
+        end_early(i, epoch);
+        *n_done += p_.epochs - epoch;
+        break;
+      }
       const int64_t column = i * (p_.epochs + 1) + epoch + 1;
       evaluate(test, p_.test_loss + column, p_.metric + column, stop);
+      ++*n_done;
     }
     net_.store((p_.scores == nullptr ? p_.parameters_out : p_.scores_out) + i * n_parameters_);
     return true;
@@ -170,6 +177,16 @@ class NetworkTrainer {
     const int64_t at = p_.dataset[i] * n;
     return {n, x + at * p_.widths[0], label == nullptr ? nullptr : label + at,
             y == nullptr ? nullptr : y + at * p_.widths[p_.n_layers]};
+  }
+
+  // What network i would have reported after the train loss of `epoch` is NaN; edge-popup keeps the density asked for.
+  void end_early(int64_t i, int64_t epoch) {
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    const int64_t n_left = p_.epochs - epoch, tests = i * (p_.epochs + 1) + epoch + 1;
+    std::fill_n(p_.train_loss + i * p_.epochs + epoch + 1, n_left - 1, kNan);
+    std::fill_n(p_.test_loss + tests, n_left, kNan);
+    std::fill_n(p_.metric + tests, n_left, kNan);
+    if (p_.scores != nullptr && p_.anneal) select_scores(i, p_.epochs - 1);
   }
 
   template <typename Stop>
@@ -194,10 +211,16 @@ class NetworkTrainer {
     return true;
   }
 
+  double learning_rate(int64_t epoch) const {
+    switch (p_.schedule) {
+      case Schedule::kCosine: return p_.lr * 0.5 * (1 + std::cos(3.14159265358979323846 * epoch / p_.epochs));
+      case Schedule::kStep: return p_.lr * std::pow(p_.gamma, static_cast<double>(epoch / p_.step_epochs));
+      default: return p_.lr;
+    }
+  }
+
   UpdateRule rule(int64_t epoch) const {
-    const double lr = p_.schedule == Schedule::kConstant
-                          ? p_.lr
-                          : p_.lr * 0.5 * (1 + std::cos(3.14159265358979323846 * epoch / p_.epochs));
+    const double lr = learning_rate(epoch);
     const double correction1 = 1 - std::pow(p_.beta1, n_updates_), correction2 = 1 - std::pow(p_.beta2, n_updates_);
     return {p_.optimizer,
             static_cast<float>(lr),
@@ -318,17 +341,18 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step));
   std::atomic<bool> is_stopped{false};
+  std::atomic<int64_t> n_done{0};
   auto stop = [&] { return is_stopped.load(std::memory_order_relaxed); };
   // The calling thread only asks (Python's signals arrive there), so that the answer never waits for a long step.
   std::future<void> work = std::async(std::launch::async, [&] {
     parallel_items(p.n_networks, n_threads, [&](int64_t i, int worker) {
       const FlushDenormals flush;
-      if (!stop()) trainers[worker]->train(i, stop);
+      if (!stop()) trainers[worker]->train(i, stop, &n_done);
     });
   });
   constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
   while (work.wait_for(kBetweenLooks) != std::future_status::ready) {
-    if (!is_stopped && p.should_stop && p.should_stop()) is_stopped = true;
+    if (!is_stopped && p.should_stop && p.should_stop(n_done)) is_stopped = true;
   }
   work.get();
   return !is_stopped;
