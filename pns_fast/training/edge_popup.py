@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,11 @@ class EdgePopupResult(TrainResult):
     masks: Masks
     scores: Tensor  # [N, P] in the flat layout
 
+    @property
+    def diverged(self) -> Tensor:
+        """As in TrainResult, or a score is not finite (it ranks lowest, so the losses may be finite): bool [N]."""
+        return super().diverged | ~torch.isfinite(self.scores).all(dim=1)
+
 
 def edge_popup(
     population: Population,
@@ -41,6 +46,8 @@ def edge_popup(
     seed: int | Sequence[int] = 0,
     batch_size: int = 32,
     loss: str | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
 ) -> EdgePopupResult:
     """Searches a strong ticket: scores s are trained, parameters w are not.
 
@@ -57,11 +64,12 @@ def edge_popup(
         optimizer: SGD or Adam, of the scores.
         seed: of first scores and batch order, an int or N ints.
         batch_size: samples a step, >= 1.
-        loss: as in :func:`train`.
+        loss, progress: as in :func:`train`.
 
     Returns:
         A TrainResult with ``.masks`` and ``.scores``; ``.population`` has the parameters given. Column 0 of
-        test_loss and metric is of the mask that the first scores give.
+        test_loss and metric is of the mask that the first scores give. A network that diverges stops as in
+        :func:`train`; its masks are the top ``density`` of the scores it stopped with, NaN lowest.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -96,6 +104,7 @@ def edge_popup(
         scores=first_scores(population, seed),
         density=density,
         anneal=anneal,
+        progress=progress,
         **settings,
     )
     return EdgePopupResult(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..networks import Masks, Population
+from ..ops._library import check_callback
 from ..pruners import prune, pruning_batch, round_density
 from ..pruners.checks import check_choice, check_count, check_density, check_population
 from ..pruners.prune import SCHEDULES, SCOPES
@@ -32,6 +33,11 @@ class MultishotResult:
     strong_loss: Tensor  # float64 [N], test loss there
     result: TrainResult  # of the last training
 
+    @property
+    def diverged(self) -> Tensor:
+        """Which networks became non-finite in the last training, bool [N]: see ``TrainResult.diverged``."""
+        return self.result.diverged
+
 
 def multishot(
     population: Population,
@@ -49,6 +55,7 @@ def multishot(
     optimizer: Adam | SGD = Adam(lr=1e-3),  # noqa: B008 (frozen)
     seed: int | Sequence[int] = 0,
     loss: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> MultishotResult:
     """Prunes in ``rounds`` rounds, each scored at trained parameters, and trains what is left.
 
@@ -69,6 +76,7 @@ def multishot(
         batch_size, optimizer, loss: as in :func:`train`.
         seed: an int or N ints. Network i of key (s, i) visits batches in round r in the order of a seed
             hashed from (s, i) and r, and in the last training in that of (s, i).
+        progress: as in :func:`train`, over the epochs of all rounds and the last training; pruning does not report.
 
     Returns:
         A MultishotResult.
@@ -103,13 +111,26 @@ def multishot(
         batch = pruning_batch(datasets, loss, min(40, len(datasets[0].x_train)), seed)
 
     masks = Masks.full(population)
+    parts = progress_parts(progress, population.n, [round_epochs] * rounds + [epochs])
     for r in range(1, rounds + 1):
         seeds = round_seeds(seed, population.n, r)
-        trained = train(population, masks, data, round_epochs, batch_size, optimizer, seeds, loss).population
+        trained = train(
+            population, masks, data, round_epochs, batch_size, optimizer, seeds, loss, progress=parts[r - 1]
+        ).population
         now = round_density(density, r, rounds, schedule)
         masks = prune(trained, pruner, now, batch, loss, scope, seed=seed, masks=masks)
-    result = train(population, masks, data, epochs, batch_size, optimizer, seed, loss)
+    result = train(population, masks, data, epochs, batch_size, optimizer, seed, loss, progress=parts[-1])
     return MultishotResult(masks, result.metric[:, 0], result.test_loss[:, 0], result)
+
+
+def progress_parts(progress: Callable | None, n: int, epochs: Sequence[int]) -> list[Callable | None]:
+    """For each of several trainings of n networks the callback that reports it as a part of the whole."""
+    check_callback("progress", progress)
+    if progress is None:
+        return [None] * len(epochs)
+    total = n * sum(epochs)
+    starts = [n * sum(epochs[:i]) for i in range(len(epochs))]
+    return [lambda done, _, start=start: progress(start + done, total) for start in starts]
 
 
 def round_seeds(seed: int | Sequence[int], n: int, r: int) -> list[int]:

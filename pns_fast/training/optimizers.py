@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..pruners.checks import check_choice, check_number
+from ..pruners.checks import check_choice, check_count, check_number
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "step")
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,17 @@ class Adam:
         beta1, beta2: decay of the first and the second moment, in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: L2 penalty, >= 0.
-        schedule: "constant", or "cosine": epoch e of E trains at ``lr (1 + cos(pi e / E)) / 2``.
+        schedule: "constant"; "cosine": epoch e of E trains at ``lr (1 + cos(pi e / E)) / 2``; or "step": at
+            ``lr * gamma ** (e // step_epochs)``, as ``torch.optim.lr_scheduler.StepLR``.
+        step_epochs: epochs between steps, >= 1; read by schedule "step" only.
+        gamma: factor of a step, >= 0; read by schedule "step" only.
 
     Raises:
         TypeError, ValueError: a setting out of range, NaN included.
 
-    >>> Adam(lr=0.01)
-    Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, schedule='constant')
+    >>> Adam(lr=0.01)  # doctest: +NORMALIZE_WHITESPACE
+    Adam(lr=0.01, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.0, schedule='constant',
+    step_epochs=30, gamma=0.1)
     """
 
     lr: float = 1e-3
@@ -33,13 +37,15 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     schedule: str = "constant"
+    step_epochs: int = 30
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay"):
             check_number(name, getattr(self, name), 0)
         for name in ("beta1", "beta2"):
             check_number(name, getattr(self, name), 0, below=1)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        _check_schedule(self)
 
     def settings(self) -> dict[str, float | str]:
         """The keyword arguments of ``ops.mlp_trainer``."""
@@ -50,7 +56,7 @@ class Adam:
             "beta2": float(self.beta2),
             "eps": float(self.eps),
             "weight_decay": float(self.weight_decay),
-            "schedule": self.schedule,
+            **_schedule_settings(self),
         }
 
 
@@ -62,25 +68,30 @@ class SGD:
         lr: learning rate, >= 0.
         momentum: in [0, 1).
         weight_decay: L2 penalty, >= 0.
-        schedule: "constant", or "cosine": epoch e of E trains at ``lr (1 + cos(pi e / E)) / 2``.
+        schedule: "constant"; "cosine": epoch e of E trains at ``lr (1 + cos(pi e / E)) / 2``; or "step": at
+            ``lr * gamma ** (e // step_epochs)``, as ``torch.optim.lr_scheduler.StepLR``.
+        step_epochs: epochs between steps, >= 1; read by schedule "step" only.
+        gamma: factor of a step, >= 0; read by schedule "step" only.
 
     Raises:
         TypeError, ValueError: a setting out of range, NaN included.
 
     >>> SGD(schedule="cosine")
-    SGD(lr=0.1, momentum=0.9, weight_decay=0.0005, schedule='cosine')
+    SGD(lr=0.1, momentum=0.9, weight_decay=0.0005, schedule='cosine', step_epochs=30, gamma=0.1)
     """
 
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "constant"
+    step_epochs: int = 30
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, 0)
         check_number("momentum", self.momentum, 0, below=1)
         check_number("weight_decay", self.weight_decay, 0)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        _check_schedule(self)
 
     def settings(self) -> dict[str, float | str]:
         """The keyword arguments of ``ops.mlp_trainer``."""
@@ -89,5 +100,19 @@ class SGD:
             "lr": float(self.lr),
             "beta1": float(self.momentum),
             "weight_decay": float(self.weight_decay),
-            "schedule": self.schedule,
+            **_schedule_settings(self),
         }
+
+
+def _check_schedule(optimizer: Adam | SGD) -> None:
+    check_choice("schedule", optimizer.schedule, SCHEDULES)
+    check_count("step_epochs", optimizer.step_epochs, 1)
+    check_number("gamma", optimizer.gamma, 0)
+
+
+def _schedule_settings(optimizer: Adam | SGD) -> dict[str, float | str]:
+    return {
+        "schedule": optimizer.schedule,
+        "step_epochs": int(optimizer.step_epochs),
+        "gamma": float(optimizer.gamma),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,16 @@ class TrainResult:
     test_loss: Tensor  # float64 [N, epochs + 1]
     metric: Tensor  # float64 [N, epochs + 1]: test accuracy in [0, 1], or MSE after rescaling each output
 
+    @property
+    def diverged(self) -> Tensor:
+        """Which networks became non-finite, bool [N]: in the train loss of an epoch, or at the last test after one.
+
+        A network stops after an epoch whose mean train loss is not finite: that entry of ``train_loss`` is what it
+        was, all that follow in train_loss, test_loss and metric are NaN, and its parameters are those it stopped with.
+        """
+        losses = torch.cat([self.train_loss, self.test_loss[:, 1:][:, -1:]], dim=1)
+        return ~torch.isfinite(losses).all(dim=1)
+
 
 def train(
     population: Population,
@@ -38,11 +48,14 @@ def train(
     optimizer: Adam | SGD = Adam(lr=1e-3),  # noqa: B008 (frozen)
     seed: int | Sequence[int] = 0,
     loss: str | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
 ) -> TrainResult:
     """Trains the kept parameters of every network; pruned ones stay bitwise as they are and count as zero.
 
     A network's result depends on its own parameters, masks, data and key only, not on the other networks. A
-    network that diverges is no error: its losses are reported as they are, infinite or NaN.
+    network that diverges is no error: it stops after an epoch whose mean train loss is not finite, the others go on
+    (``TrainResult.diverged``).
 
     Args:
         population: N networks, float32.
@@ -54,12 +67,15 @@ def train(
         optimizer: Adam or SGD.
         seed: of the batch order, an int or N ints (see ``rng.network_keys``).
         loss: "cross_entropy" or "mse"; None takes cross-entropy for int64 labels, else MSE.
+        progress: called as ``progress(done, total)`` with the epochs finished and to do over all networks; on the
+            calling thread, at most every 50 ms and once at the end with ``done == total``. What it raises ends the
+            training and is raised here.
 
     Returns:
         A TrainResult.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit.
+        TypeError, ValueError: an argument that does not fit. KeyboardInterrupt, and whatever ``progress`` raises.
 
     Source: Fischer & Burkholz 2022, Supplement B.1 (Adam, lr 0.001, batch 32, 10 epochs).
 
@@ -85,6 +101,7 @@ def train(
         stacked.dataset,
         key_tensor(seed, population),
         loss=stacked.loss,
+        progress=progress,
         **settings,
     )
     trained = Population.from_flat(parameters, population.widths)

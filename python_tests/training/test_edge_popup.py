@@ -137,6 +137,24 @@ def test_a_network_is_the_same_alone_in_a_batch_and_with_any_threads():
         torch.set_num_threads(threads)
 
 
+def test_a_diverging_network_is_reported_and_keeps_its_density():
+    population = init_population(WIDTHS, n=N)
+    healthy = edge_popup(population, small(), 0.3, epochs=3, anneal=True)
+    for w in population.weights:
+        w[1] *= 1e18
+    sick = edge_popup(population, small(), 0.3, epochs=3, anneal=True)
+    assert sick.diverged.tolist() == [False, True, False]
+    assert torch.equal(sick.masks.kept(), healthy.masks.kept())
+    for i in (0, 2):
+        assert torch.equal(sick.scores[i], healthy.scores[i])
+
+
+def test_scores_that_diverged_are_reported_although_the_losses_are_finite():
+    result = edge_popup(init_population(WIDTHS, n=N), small(), 0.3, epochs=2, optimizer=SGD(lr=1e39))
+    assert not result.scores.isfinite().all(1).any()
+    assert result.diverged.tolist() == [True] * N
+
+
 def test_no_epochs_gives_the_mask_of_the_first_scores():
     population = init_population(WIDTHS, n=N)
     result = edge_popup(population, small(), 0.5, epochs=0, seed=2)

@@ -38,6 +38,14 @@ def test_is_train_prune_reset_in_rounds(name):
     assert torch.equal(found.strong_loss, last.test_loss[:, 0])
 
 
+def test_divergence_in_the_last_training_is_reported():
+    population, data = init_population(WIDTHS, n=N), small()
+    for w in population.weights:
+        w[1] *= 1e18
+    found = multishot(population, "random", 0.5, data, rounds=1, round_epochs=0, epochs=2)
+    assert found.diverged.tolist() == [False, True, False]
+
+
 def test_strong_is_the_masked_network_at_initial_parameters():
     population, data = init_population(WIDTHS, n=N), small()
     found = multishot(population, "magnitude", 0.3, data, **SHORT)

@@ -11,6 +11,7 @@ from pns_fast import SGD, Adam, Masks, init_population, ops, tasks, train
 
 WIDTHS = {"circle": (2, 11, 7, 4), "helix": (1, 11, 7, 3)}
 N = 3
+STEP = {"schedule": "step", "step_epochs": 2, "gamma": 0.1}
 
 
 def small(task, n=80, seed=0):
@@ -38,7 +39,7 @@ def plain_loop(module, keep, data, key, epochs, make_optimizer, batch_size):
     with torch.no_grad():
         for p, k in zip(module.parameters(), keep, strict=True):
             p *= k
-    optimizer, curve = make_optimizer(module.parameters()), []
+    (optimizer, scheduler), curve = make_optimizer(module.parameters()), []
     for epoch in range(epochs):
         order = torch.as_tensor(ops.batch_order(len(data.x_train), key, epoch))
         losses = []
@@ -54,12 +55,13 @@ def plain_loop(module, keep, data, key, epochs, make_optimizer, batch_size):
                     p *= k
             losses.append(value.item() * len(batch))
         curve.append(sum(losses) / len(data.x_train))
+        scheduler.step()
     return curve
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])
 @pytest.mark.parametrize("task", ["circle", "helix"])
-@pytest.mark.parametrize("optimizer", [Adam(lr=1e-2), SGD(lr=0.05)])
+@pytest.mark.parametrize("optimizer", [Adam(lr=1e-2), SGD(lr=0.05), SGD(lr=0.05, **STEP)])
 def test_follows_a_plain_torch_loop(task, optimizer, density):
     data, population = small(task), init_population(WIDTHS[task], n=N)
     masks = random_masks(population, density)
@@ -67,8 +69,11 @@ def test_follows_a_plain_torch_loop(task, optimizer, density):
 
     def make(parameters):
         if isinstance(optimizer, Adam):
-            return torch.optim.Adam(parameters, lr=1e-2)
-        return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+            made = torch.optim.Adam(parameters, lr=1e-2)
+        else:
+            made = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        gamma = optimizer.gamma if optimizer.schedule == "step" else 1.0
+        return made, torch.optim.lr_scheduler.StepLR(made, 2, gamma)
 
     rtol, atol = TOLERANCES["train_16_steps"]
     for i in range(N):
@@ -160,9 +165,25 @@ def test_a_network_that_diverges_is_reported_and_disturbs_no_other():
     result = train(population, None, data, epochs=2)
     assert not torch.isfinite(result.train_loss[1]).any()
     assert not torch.isfinite(result.test_loss[1]).any()
+    assert result.metric[1, 1:].isnan().all()
+    assert result.diverged.tolist() == [False, True, False]
     for i in (0, 2):
         assert torch.isfinite(result.test_loss[i]).all()
     assert_same(train(population.select(0), None, data, epochs=2), result, slice(0, 1))
+
+
+def test_a_network_that_its_last_step_ruins_is_reported_too():
+    population, data = init_population(WIDTHS["helix"], n=N), small("helix")
+    result = train(population, None, data, epochs=1, batch_size=1000, optimizer=SGD(lr=1e30))
+    assert torch.isfinite(result.train_loss).all()
+    assert result.diverged.tolist() == [True] * N
+
+
+def test_what_is_not_finite_before_training_is_no_divergence():
+    population, data = init_population(WIDTHS["helix"], n=N), small("helix")
+    for w in population.weights:
+        w *= 1e18
+    assert train(population, None, data, epochs=0).diverged.tolist() == [False] * N
 
 
 def test_a_collapsed_network_trains_what_it_can():
