@@ -50,6 +50,7 @@ CASES = {
     "the calling thread is done first": ((2, 2, 32, 1500, 64, 10, 400), [1]),
     "the calling thread is done first, other order": ((2, 2, 32, 1500, 64, 10, 400), [0]),
     "long steps": ((1, 1, 4000, 500, 256_000, 10, 1000), [0]),
+    "wide steps": ((1, 1, 512, 1000, 51_200, 10, 1000), [0]),
     "a large test set": ((1, 1, 32, 1000, 40, 300_000, 1000), [0]),
 }
 
