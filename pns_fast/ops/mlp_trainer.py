@@ -174,26 +174,30 @@ def _mlp_trainer_cpu(
         "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test,
     }  # fmt: skip
     return _run(
-        tensors, parameters.clone(memory_format=torch.contiguous_format), widths, loss, optimizer, schedule,
+        tensors, widths, loss, optimizer, schedule,
         epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
         step_epochs=step_epochs, gamma=gamma, density=density, anneal=anneal,
         dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from, progress=_take_progress(),
     )  # fmt: skip
 
 
-def _run(tensors: dict, out_parameters: Tensor, widths, loss: str, optimizer: str, schedule: str, **others):
-    """Allocates the outputs and hands every pointer down; the arguments have been checked."""
+def _run(tensors: dict, widths, loss: str, optimizer: str, schedule: str, **others):
+    """Allocates the outputs and hands every pointer down; the arguments have been checked.
+
+    The kernel fills every output: a copy by torch would leave its threads spinning for a while beside ours.
+    """
     given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
-    n, epochs, scores = len(out_parameters), others["epochs"], given["scores"]
+    parameters, epochs, scores = given["parameters"], others["epochs"], given["scores"]
+    n = len(parameters)
     for split in ("train", "test"):  # the kernel takes labels as int32, and either labels or targets
         y = given[f"y_{split}"]
         is_label = y.dtype == torch.int64
         given[f"label_{split}"] = y.to(torch.int32) if is_label else None
         given[f"y_{split}"] = None if is_label else y
     out = {
-        "parameters_out": out_parameters,
-        "scores_out": out_parameters.new_empty(0) if scores is None else scores.clone(),
-        "mask_out": given["mask"].clone(),
+        "parameters_out": torch.empty_like(parameters),
+        "scores_out": parameters.new_empty(0) if scores is None else torch.empty_like(scores),
+        "mask_out": torch.empty_like(given["mask"]),
         "train_loss": torch.zeros(n, epochs, dtype=torch.float64),
         "test_loss": torch.zeros(n, epochs + 1, dtype=torch.float64),
         "metric": torch.zeros(n, epochs + 1, dtype=torch.float64),
@@ -226,7 +230,7 @@ def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_f
         "x_train": x, "y_train": y, "x_test": x, "y_test": y,
     }  # fmt: skip
     gradient, *_ = _run(
-        tensors, torch.zeros(parameters.shape), widths, loss, "gradient", "constant",
+        tensors, widths, loss, "gradient", "constant",
         epochs=1, batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, step_epochs=1,
         gamma=1.0, density=1.0, anneal=False, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
         progress=None,

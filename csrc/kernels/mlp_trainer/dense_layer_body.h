@@ -10,6 +10,22 @@
 namespace pns {
 namespace {
 
+// Steps through R rows in parallel with one pointer for every three: base, base + step and base + 2 step are addresses
+// an x86 instruction forms itself, where one pointer a row would not fit into the registers.
+template <int R>
+struct RowCursor {
+  const float* base[(R + 2) / 3];
+  int64_t row_step;
+
+  RowCursor(const float* first, int64_t step) : row_step(step) {
+    for (int g = 0; g < (R + 2) / 3; ++g) base[g] = first + 3 * g * step;
+  }
+  float operator[](int r) const { return base[r / 3][r % 3 * row_step]; }
+  void advance(int64_t n) {
+    for (const float*& pointer : base) pointer += n;
+  }
+};
+
 // acc[r][v] = sum_k a[(row + r) * row_step + k * k_step] * x[k * stride + v], k ascending.
 template <int W, int V, int R, typename Finish>
 inline void dense_block(const float* a, int64_t row_step, int64_t k_step, int64_t row, int64_t n_k, const float* x,
@@ -19,12 +35,13 @@ inline void dense_block(const float* a, int64_t row_step, int64_t k_step, int64_
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) acc[r][v] = Vector::zero();
   }
-  const float* first = a + row * row_step;
-  for (int64_t k = 0; k < n_k; ++k) {
+  RowCursor<R> cursor(a + row * row_step, row_step);
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < n_k; ++k, x += stride, cursor.advance(k_step)) {
     Vector column[V];
-    for (int v = 0; v < V; ++v) column[v] = Vector::load(x + k * stride + v * W);
+    for (int v = 0; v < V; ++v) column[v] = Vector::load(x + v * W);
     for (int r = 0; r < R; ++r) {
-      const Vector w = Vector::broadcast(first[r * row_step + k * k_step]);
+      const Vector w = Vector::broadcast(cursor[r]);
       for (int v = 0; v < V; ++v) acc[r][v] = fma(w, column[v], acc[r][v]);
     }
   }
@@ -56,20 +73,23 @@ inline void transpose_batch(const float* x, int64_t stride, int64_t n_in, int64_
   }
 }
 
-template <int W, int R, int U>
+// The gradient of R rows x U vectors of weights from (row, i) on, sum over the batch of delta[row][b] * xt[b][i], and
+// their update while it is still in registers.
+template <int W, int R, int U, typename Updater>
 inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row, int64_t i,
-                                 const Updater<W>& updater) {
+                                 const Updater& updater) {
   using Vector = Vec<float, W>;
   Vector acc[R][U];
   for (int r = 0; r < R; ++r) {
     for (int u = 0; u < U; ++u) acc[r][u] = Vector::zero();
   }
-  const float* delta = layer.delta.data() + row * stride;
-  for (int64_t b = 0; b < n_batch; ++b) {
+  RowCursor<R> delta(layer.delta.data() + row * stride, stride);
+  xt += i;
+  for (int64_t b = 0; b < n_batch; ++b, xt += layer.row_stride, delta.advance(1)) {
     Vector x[U];
-    for (int u = 0; u < U; ++u) x[u] = Vector::load(xt + b * layer.row_stride + i + u * W);
+    for (int u = 0; u < U; ++u) x[u] = Vector::load(xt + u * W);
     for (int r = 0; r < R; ++r) {
-      const Vector d = Vector::broadcast(delta[r * stride + b]);
+      const Vector d = Vector::broadcast(delta[r]);
       for (int u = 0; u < U; ++u) acc[r][u] = fma(d, x[u], acc[r][u]);
     }
   }
@@ -78,23 +98,24 @@ inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, 
       const int64_t k = (row + r) * layer.row_stride + i + u * W;
       Vector g = acc[r][u];
       if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
-      updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k, g);
+      updater.apply(layer.trained() + k, layer.state.data() + 2 * k, g);
     }
   }
 }
 
-template <int W, int U>
+template <int W, int U, typename Updater>
 inline void dense_gradient_columns(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t i,
-                                   const Updater<W>& updater) {
+                                   const Updater& updater) {
   constexpr int R = (W == 16 ? 24 : 12) / (U < 2 ? 2 : U);
   int64_t row = 0;
   for (; row + R <= layer.n_out; row += R) dense_gradient_block<W, R, U>(layer, xt, stride, n_batch, row, i, updater);
+  for (; row + 4 <= layer.n_out; row += 4) dense_gradient_block<W, 4, U>(layer, xt, stride, n_batch, row, i, updater);
   for (; row < layer.n_out; ++row) dense_gradient_block<W, 1, U>(layer, xt, stride, n_batch, row, i, updater);
 }
 
-// The gradient of all weights, xt [batch][row_stride], and their update while it is still in registers.
-template <int W>
-inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, const Updater<W>& updater) {
+// The gradient of all weights, xt [batch][row_stride], and their update.
+template <int W, typename Updater>
+inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, const Updater& updater) {
   int64_t i = 0;
   for (; i + 4 * W <= layer.row_stride; i += 4 * W) dense_gradient_columns<W, 4>(layer, xt, stride, n_batch, i, updater);
   for (; i + 2 * W <= layer.row_stride; i += 2 * W) dense_gradient_columns<W, 2>(layer, xt, stride, n_batch, i, updater);

@@ -14,7 +14,6 @@
 #include "core/parallel.h"
 #include "core/simd_level.h"
 #include "kernels/mlp_trainer/network.h"
-#include "kernels/topk_mask/topk_mask.h"
 
 namespace pns {
 namespace {
@@ -83,32 +82,41 @@ struct PlainStep {
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] * stride + b] * x[layer.column[k] * stride + b];
         if (layer.has_factor) g *= layer.factor[k];
         if (layer.is_edge_popup && layer.score[k] < 0) g = -g;
-        update(rule, &layer.trained()[k], &layer.state0[k], &layer.state1[k], g);
+        update(rule, &layer.trained()[k], &layer.state[2 * k], g);
       }
       for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
         g *= layer.bias_factor[r];
         if (layer.is_edge_popup && layer.bias_score[r] < 0) g = -g;
-        update(rule, &layer.bias_trained()[r], &layer.bias_state0[r], &layer.bias_state1[r], g);
+        update(rule, &layer.bias_trained()[r], &layer.bias_state[2 * r], g);
       }
     }
   }
 
-  static void update(const UpdateRule& r, float* p, float* state0, float* state1, float g) {
+  static void update(const UpdateRule& r, float* p, float* state, float g) {
     if (r.kind == Optimizer::kGradient) {
       *p = g;
       return;
     }
     g += r.weight_decay * *p;
     if (r.kind == Optimizer::kSgd) {
-      *state0 = r.beta1 * *state0 + g;
-      *p -= r.lr * *state0;
+      state[0] = r.beta1 * state[0] + g;
+      *p -= r.lr * state[0];
       return;
     }
-    *state0 += r.one_minus_beta1 * (g - *state0);
-    *state1 = r.beta2 * *state1 + r.one_minus_beta2 * g * g;
-    *p -= r.step_size * *state0 / (std::sqrt(*state1) * r.inverse_sqrt_correction + r.eps);
+    state[0] += r.one_minus_beta1 * (g - state[0]);
+    state[1] = r.beta2 * state[1] + r.one_minus_beta2 * g * g;
+    *p -= r.step_size * state[0] / (std::sqrt(state[1]) * r.inverse_sqrt_correction + r.eps);
+  }
+
+  static void select(ScorePart& part, int64_t keep) {
+    part.candidates.clear();
+    for (int64_t k = 0; k < part.n_rows * part.n_columns; ++k) {
+      part.candidates.push_back({ScorePart::key(part.score[k]), static_cast<int32_t>(k)});
+      part.in_force[k] = 0;
+    }
+    part.finish(keep, kInfinityKey);
   }
 
   static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
@@ -124,7 +132,7 @@ StepFunctions step_functions() {
     default: break;
   }
 #endif
-  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::epoch_order};
+  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::select, PlainStep::epoch_order};
 }
 
 // One data set of the call: row-major samples.
@@ -151,11 +159,12 @@ class NetworkTrainer {
   bool train(int64_t i, Stop&& stop, std::atomic<int64_t>* n_done) {
     net_.load(p_, i, step_.has_dense);
     n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
+    start_outputs(i);
     order_.resize(p_.n_train);
     n_updates_ = 0;
     const Samples train = samples(p_.n_train, p_.x_train, p_.label_train, p_.y_train, i);
     const Samples test = samples(p_.n_test, p_.x_test, p_.label_test, p_.y_test, i);
-    if (p_.scores != nullptr) select_scores(i, 0);
+    if (p_.scores != nullptr) select_scores(0);
     evaluate(test, p_.test_loss + i * (p_.epochs + 1), p_.metric + i * (p_.epochs + 1), stop);
     for (int64_t epoch = 0; epoch < p_.epochs; ++epoch) {
       if (!train_epoch(i, epoch, train, stop)) return false;
@@ -168,11 +177,23 @@ class NetworkTrainer {
       evaluate(test, p_.test_loss + column, p_.metric + column, stop);
       ++*n_done;
     }
-    net_.store((p_.scores == nullptr ? p_.parameters_out : p_.scores_out) + i * n_parameters_);
+    store(i);
     return true;
   }
 
  private:
+  // What is pruned leaves as it came; as a gradient it is 0.
+  void start_outputs(int64_t i) const {
+    const int64_t at = i * n_parameters_;
+    float* out = p_.parameters_out + at;
+    if (p_.optimizer == Optimizer::kGradient) {
+      std::fill_n(out, n_parameters_, 0.0f);
+    } else {
+      std::copy_n(p_.parameters + at, n_parameters_, out);
+    }
+    if (p_.scores == nullptr) std::copy_n(p_.mask + at, n_parameters_, p_.mask_out + at);
+  }
+
   Samples samples(int64_t n, const float* x, const int32_t* label, const float* y, int64_t i) const {
     const int64_t at = p_.dataset[i] * n;
     return {n, x + at * p_.widths[0], label == nullptr ? nullptr : label + at,
@@ -186,7 +207,7 @@ class NetworkTrainer {
     std::fill_n(p_.train_loss + i * p_.epochs + epoch + 1, n_left - 1, kNan);
     std::fill_n(p_.test_loss + tests, n_left, kNan);
     std::fill_n(p_.metric + tests, n_left, kNan);
-    if (p_.scores != nullptr && p_.anneal) select_scores(i, p_.epochs - 1);
+    if (p_.scores != nullptr && p_.anneal) select_scores(p_.epochs - 1);
   }
 
   template <typename Stop>
@@ -194,7 +215,7 @@ class NetworkTrainer {
     const Shuffle shuffle = make_shuffle(static_cast<uint32_t>(train.n), static_cast<uint64_t>(p_.keys[2 * i]),
                                           static_cast<uint32_t>(p_.keys[2 * i + 1]), static_cast<uint32_t>(epoch));
     // An annealed density changes with the epoch; the first epoch's is in force since before the evaluation.
-    if (p_.scores != nullptr && epoch > 0 && p_.anneal) select_scores(i, epoch);
+    if (p_.scores != nullptr && epoch > 0 && p_.anneal) select_scores(epoch);
     step_.epoch_order(shuffle, order_.data());
     double sum = 0;
     for (int64_t at = 0; at < train.n; at += p_.batch_size) {
@@ -205,7 +226,7 @@ class NetworkTrainer {
       sum += step_.loss(net_, n_batch, p_.loss, true);
       ++n_updates_;
       step_.backward(net_, n_batch, rule(epoch));
-      if (p_.scores != nullptr) select_scores(i, epoch);
+      if (p_.scores != nullptr) select_scores(epoch);
     }
     p_.train_loss[i * p_.epochs + epoch] = sum / static_cast<double>(train.n);
     return true;
@@ -290,38 +311,20 @@ class NetworkTrainer {
   }
 
   // Puts the top of |score| in force: weights and biases of each layer apart.
-  void select_scores(int64_t i, int64_t epoch) {
+  void select_scores(int64_t epoch) {
     const double density = p_.anneal && p_.epochs > 0 ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
-    uint8_t* mask = p_.mask_out + i * n_parameters_;
-    for (Layer& layer : net_.layers) {
-      const int64_t stride = layer.is_dense ? layer.row_stride : layer.n_in;  // every score is stored, row by row
-      select_part(layer.n_out, layer.n_in, stride, layer.score.data(), layer.factor.data(), density,
-                  mask + layer.weight_at, layer.weight.data());
-      select_part(1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(), density,
-                  mask + layer.bias_at, layer.bias.data());
+    for (ScorePart& part : net_.score_parts) {
+      const double n = static_cast<double>(part.n_rows * part.n_columns);
+      step_.select(part, std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9))));
     }
   }
 
-  // in_force = frozen where |score| is among the largest of the part, else 0; the mask has no padding.
-  void select_part(int64_t n_rows, int64_t n_columns, int64_t stride, const float* score, const float* frozen,
-                   double density, uint8_t* mask, float* in_force) {
-    const int64_t n = n_rows * n_columns;
-    magnitude_.resize(n);
-    float* magnitude = magnitude_.data();
-    for (int64_t r = 0; r < n_rows; ++r) {
-      for (int64_t c = 0; c < n_columns; ++c) {
-        const float s = score[r * stride + c];
-        // A score that diverged ranks lowest: the network goes on and its losses show it.
-        magnitude[r * n_columns + c] = s == s ? std::fabs(s) : -1.0f;
-      }
-    }
-    const float* scores = magnitude;
-    const int64_t keep = std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9)));
-    topk_mask<float>({1, &scores, &mask, &n, keep, Ties::kIndex, 1});
-    for (int64_t r = 0; r < n_rows; ++r) {
-      for (int64_t c = 0; c < n_columns; ++c) {
-        in_force[r * stride + c] = mask[r * n_columns + c] ? frozen[r * stride + c] : 0;
-      }
+  void store(int64_t i) const {
+    net_.store((p_.scores == nullptr ? p_.parameters_out : p_.scores_out) + i * n_parameters_);
+    uint8_t* mask = p_.mask_out + i * n_parameters_;
+    for (const ScorePart& part : net_.score_parts) {  // in the order of the flat layout
+      part.write_mask(mask);
+      mask += part.n_rows * part.n_columns;
     }
   }
 
@@ -329,7 +332,6 @@ class NetworkTrainer {
   const StepFunctions& step_;
   Network net_;
   AlignedBuffer<uint32_t> order_;
-  AlignedBuffer<float> magnitude_;
   int64_t n_parameters_ = 0, n_updates_ = 0;
 };
 

@@ -6,6 +6,7 @@
 #include "core/vec.h"
 #include "kernels/mlp_trainer/dense_layer_body.h"
 #include "kernels/mlp_trainer/network.h"
+#include "kernels/mlp_trainer/selection_body.h"
 #include "kernels/mlp_trainer/update_body.h"
 
 namespace pns {
@@ -131,7 +132,15 @@ struct MlpStep {
   }
 
   static void backward(Network& net, int64_t n_batch, const UpdateRule& rule) {
-    const Updater<W> updater(rule);
+    switch (rule.kind) {
+      case Optimizer::kGradient: return backward(net, n_batch, Updater<W, Optimizer::kGradient>(rule));
+      case Optimizer::kSgd: return backward(net, n_batch, Updater<W, Optimizer::kSgd>(rule));
+      case Optimizer::kAdam: return backward(net, n_batch, Updater<W, Optimizer::kAdam>(rule));
+    }
+  }
+
+  template <typename Updater>
+  static void backward(Network& net, int64_t n_batch, const Updater& updater) {
     for (size_t l = net.layers.size(); l-- > 0;) {
       if (l > 0) input_delta(net, l, n_batch);
       Layer& layer = net.layers[l];
@@ -166,16 +175,17 @@ struct MlpStep {
       } else {
         const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
                                         layer.weight.data(), layer.column_entry.data()};
-        for (int64_t k = 0; k < below.n_live; ++k) {
+        for (int64_t k = 0; k < layer.n_live_inputs; ++k) {
           Vector acc[V];
-          sparse_row_product<V>(columns, below.live[k], delta, stride, acc);
-          finish(below.live[k], acc);
+          sparse_row_product<V>(columns, layer.column_order[k], delta, stride, acc);
+          finish(layer.column_order[k], acc);
         }
       }
     });
   }
 
-  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, const Updater<W>& updater) {
+  template <typename Updater>
+  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, const Updater& updater) {
     Layer& layer = net.layers[l];
     const int64_t n = layer.n_stored();
     const int count = static_cast<int>(n_vectors(n_batch));
@@ -183,11 +193,12 @@ struct MlpStep {
       Vector g = sparse_dots<Vector>(layer.row.data() + k, layer.column.data() + k, W, layer.delta.data(),
                                      net.layer_input(l), net.batch_stride, count);
       if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
-      updater.apply(layer.trained() + k, layer.state0.data() + k, layer.state1.data() + k, g);
+      updater.apply(layer.trained() + k, layer.state.data() + 2 * k, g);
     }
   }
 
-  static void bias_update(Network& net, Layer& layer, int64_t n_batch, const Updater<W>& updater) {
+  template <typename Updater>
+  static void bias_update(Network& net, Layer& layer, int64_t n_batch, const Updater& updater) {
     for (int64_t k = 0; k < layer.n_live; k += W) {
       Vector acc[W];
       for (int j = 0; j < W; ++j) {
@@ -198,7 +209,7 @@ struct MlpStep {
       }
       const Vector g = trained_gradient(horizontal_sums(acc), layer.bias_factor.data() + k, layer.is_edge_popup,
                                         layer.bias_trained() + k);
-      updater.apply(layer.bias_trained() + k, layer.bias_state0.data() + k, layer.bias_state1.data() + k, g);
+      updater.apply(layer.bias_trained() + k, layer.bias_state.data() + 2 * k, g);
     }
   }
 
@@ -228,7 +239,7 @@ struct MlpStep {
 template <int W>
 StepFunctions step_functions() {
   using Step = MlpStep<W>;
-  return {true, Step::forward, Step::loss, Step::backward, Step::epoch_order};
+  return {true, Step::forward, Step::loss, Step::backward, Selection<W>::run, Step::epoch_order};
 }
 
 }  // namespace

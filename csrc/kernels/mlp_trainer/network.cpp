@@ -2,6 +2,8 @@
 #include "kernels/mlp_trainer/network.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 namespace pns {
 namespace {
@@ -42,31 +44,47 @@ struct Liveness {
   }
 };
 
+// order[0 .. n) = the rows r with is_chosen[r], longest first; equal ones ascending.
+int64_t by_length(const std::vector<uint8_t>& is_chosen, const std::vector<int32_t>& length, int32_t* order) {
+  int64_t n = 0;
+  for (size_t r = 0; r < is_chosen.size(); ++r) {
+    if (is_chosen[r]) order[n++] = static_cast<int32_t>(r);
+  }
+  std::stable_sort(order, order + n, [&](int32_t a, int32_t b) { return length[a] > length[b]; });
+  return n;
+}
+
+// is_live_input: neurons of the layer below that get a delta; empty for the first layer.
 void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-                     const std::vector<uint8_t>& can_be_nonzero) {
+                     const std::vector<uint8_t>& can_be_nonzero, const std::vector<uint8_t>& is_live_input) {
   const int64_t capacity = padded(layer.n_out * layer.n_in);
   layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
-  layer.n_live = 0;
   layer.row.resize(capacity), layer.column.resize(capacity);
-  layer.column_begin.assign_zero(layer.n_in + 1);
-  int64_t k = 0;
+  layer.column_begin.assign_zero(layer.n_in + 1), layer.column_order.resize(layer.n_in);
+  std::vector<int32_t> row_length(layer.n_out), column_length(layer.n_in);
   for (int64_t o = 0; o < layer.n_out; ++o) {
-    if (!reaches_output[o]) continue;
-    layer.begin[layer.n_live] = k;
-    layer.live[layer.n_live++] = static_cast<int32_t>(o);
+    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
+    for (int64_t i = 0; i < layer.n_in; ++i) row_length[o] += line[i] && can_be_nonzero[i];
+  }
+  layer.n_live = by_length(reaches_output, row_length, layer.live.data());
+  int64_t k = 0;
+  for (int64_t r = 0; r < layer.n_live; ++r) {
+    const int64_t o = layer.live[r];
+    layer.begin[r] = k;
     const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
     for (int64_t i = 0; i < layer.n_in; ++i) {
       if (!line[i] || !can_be_nonzero[i]) continue;
       layer.row[k] = static_cast<int32_t>(o);
       layer.column[k] = static_cast<int32_t>(i);
-      ++layer.column_begin[i + 1];
+      ++column_length[i];
       ++k;
     }
   }
   layer.begin[layer.n_live] = layer.n_entries = k;
   for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
 
-  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
+  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] = layer.column_begin[i] + column_length[i];
+  layer.n_live_inputs = by_length(is_live_input, column_length, layer.column_order.data());
   std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
   layer.column_row.resize(k), layer.column_entry.resize(k);
   for (int64_t j = 0; j < k; ++j) {
@@ -80,7 +98,7 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
   layer.has_factor = layer.is_edge_popup || (layer.is_dense && layer.n_entries < layer.n_out * layer.n_in);
-  layer.weight.assign_zero(n), layer.state0.assign_zero(n), layer.state1.assign_zero(n);
+  layer.weight.assign_zero(n), layer.state.assign_zero(2 * n);
   layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
   for (int64_t k = 0; k < n; ++k) {
     const int64_t at = layer.flat_position(k);
@@ -90,7 +108,7 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
     if (layer.has_factor) layer.factor[k] = scores != nullptr ? parameters[at] : mask[at];
   }
   layer.bias.assign_zero(n_bias), layer.bias_factor.assign_zero(n_bias);
-  layer.bias_state0.assign_zero(n_bias), layer.bias_state1.assign_zero(n_bias), layer.bias_score.assign_zero(n_bias);
+  layer.bias_state.assign_zero(2 * n_bias), layer.bias_score.assign_zero(n_bias);
   for (int64_t k = 0; k < layer.n_live; ++k) {
     const int64_t at = layer.bias_at + layer.live[k];
     layer.bias[k] = mask[at] ? parameters[at] : 0;
@@ -104,6 +122,44 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
 int64_t Layer::flat_position(int64_t k) const {
   if (is_dense) return k % row_stride < n_in ? weight_at + k / row_stride * n_in + k % row_stride : -1;
   return k < n_entries ? weight_at + row[k] * n_in + column[k] : -1;
+}
+
+int32_t ScorePart::key(float score) {
+  int32_t bits;
+  std::memcpy(&bits, &score, sizeof(bits));
+  bits &= 0x7fffffff;
+  return bits > kInfinityKey ? -1 : bits;
+}
+
+bool ScorePart::finish(int64_t n_missing, int32_t above_all) {
+  if (n_missing < 0 || n_missing > static_cast<int64_t>(candidates.size())) return false;
+  const int64_t old_threshold = threshold;
+  threshold = above_all, last_tie = -1;
+  if (n_missing > 0) {
+    const auto worst = candidates.begin() + n_missing - 1;
+    std::nth_element(candidates.begin(), worst, candidates.end(), [](const Candidate& a, const Candidate& b) {
+      return a.key != b.key ? a.key > b.key : a.position < b.position;
+    });
+    for (auto chosen = candidates.begin(); chosen <= worst; ++chosen) {
+      in_force[chosen->position] = frozen[chosen->position];
+    }
+    threshold = worst->key, last_tie = worst->position;
+  }
+  // The threshold's next move is likely no more than some of its last ones; 1024 steps of a float are 0.01%.
+  constexpr int64_t kLeast = 1024;
+  const int64_t move = std::abs(threshold - old_threshold);
+  half_width = half_width == kEverything ? kLeast * 64 : std::max({kLeast, 4 * move, half_width * 3 / 4});
+  return true;
+}
+
+void ScorePart::write_mask(uint8_t* mask) const {
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t c = 0; c < n_columns; ++c) {
+      const int64_t at = r * stride + c;
+      const int32_t k = key(score[at]);
+      mask[r * n_columns + c] = k > threshold || (k == threshold && at <= last_tie);
+    }
+  }
 }
 
 void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
@@ -127,7 +183,8 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l]);
+    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l],
+                    l > 0 ? live.reaches_output[l - 1] : std::vector<uint8_t>());
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
@@ -137,6 +194,20 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
     }
     fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
+  }
+  score_parts.clear();
+  for (Layer& layer : layers) {
+    if (scores == nullptr) break;
+    // Every score is stored, row by row. Rows without padding are one row: only a part's last vector is not full.
+    if (layer.is_dense) {
+      score_parts.push_back({layer.n_out, layer.n_in, layer.row_stride, layer.score.data(), layer.factor.data(),
+                             layer.weight.data()});
+    } else {
+      const int64_t n = layer.n_out * layer.n_in;
+      score_parts.push_back({1, n, n, layer.score.data(), layer.factor.data(), layer.weight.data()});
+    }
+    score_parts.push_back({1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(),
+                           layer.bias.data()});
   }
   input.assign_zero(n_inputs * batch_stride);
   transposed.assign_zero(batch_stride * widest);

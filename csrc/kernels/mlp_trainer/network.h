@@ -22,8 +22,9 @@ struct Layer {
   int64_t weight_at = 0, bias_at = 0;  // in the flat layout
   bool is_dense = false;
 
-  // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
-  // a dense layer. begin, bias and the bias's companions are in the order of this list.
+  // The neurons that can matter; the others are never computed and their output stays 0. All are live in a dense layer.
+  // begin, bias and the bias's companions are in the order of this list: ascending (dense), or by kept weights, so that
+  // rows of one length follow each other and the end of a row is foreseen by the processor.
   int64_t n_live = 0;
   AlignedBuffer<int32_t> live;                    // [n_live]
 
@@ -32,13 +33,16 @@ struct Layer {
   AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
   AlignedBuffer<int32_t> row, column;             // [padded entries]
   AlignedBuffer<int32_t> column_row, column_entry;
+  int64_t n_live_inputs = 0;
+  AlignedBuffer<int32_t> column_order;            // [n_live_inputs], by kept weights: the order of the input gradient
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 
   // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
-  // multiplies the gradient: the mask (dense, where not all are kept), or the frozen parameter (edge-popup).
-  AlignedBuffer<float> weight, score, factor, state0, state1;
-  AlignedBuffer<float> bias, bias_score, bias_factor, bias_state0, bias_state1;  // [padded(n_live)]
+  // multiplies the gradient: the mask (dense, where not all are kept), or the frozen parameter (edge-popup). state: two
+  // numbers a parameter, whose order is the step functions' own.
+  AlignedBuffer<float> weight, score, factor, state;
+  AlignedBuffer<float> bias, bias_score, bias_factor, bias_state;  // [padded(n_live)]
   bool has_factor = false, is_edge_popup = false;
   float* trained() { return is_edge_popup ? score.data() : weight.data(); }
   float* bias_trained() { return is_edge_popup ? bias_score.data() : bias.data(); }
@@ -50,8 +54,36 @@ struct Layer {
   int64_t flat_position(int64_t k) const;
 };
 
+// Scores that compete with each other in edge-popup: the weights or the biases of a layer, [n_rows][stride].
+struct ScorePart {
+  int64_t n_rows, n_columns, stride;
+  const float *score, *frozen;
+  float* in_force;
+
+  // |score| as an integer of the same order; a NaN ranks lowest, so that a score that diverged is the first to go.
+  static int32_t key(float score);
+
+  // In force are the keys above the threshold, and of those that equal it the ones up to position last_tie.
+  int32_t threshold = 0;
+  int64_t last_tie = -1;
+  // How far on either side of the threshold the next one is looked for.
+  int64_t half_width = kEverything;
+  static constexpr int64_t kEverything = int64_t{1} << 31;
+
+  struct Candidate {
+    int32_t key, position;
+  };
+  std::vector<Candidate> candidates{};
+  // Puts the n_missing best candidates in force, of equal ones the first; above_all is the largest key below those that
+  // are in force anyway. False, and nothing done: there are not as many.
+  bool finish(int64_t n_missing, int32_t above_all);
+  void write_mask(uint8_t* mask) const;  // [n_rows * n_columns]
+};
+constexpr int32_t kInfinityKey = 0x7f800000;
+
 struct Network {
   std::vector<Layer> layers;
+  std::vector<ScorePart> score_parts;  // edge-popup: weights and biases of each layer
   int64_t n_inputs = 0, batch_stride = 0;
   AlignedBuffer<float> input;        // [n_0][batch_stride]
   AlignedBuffer<float> transposed;   // [batch_stride][widest padded(n_in)], scratch of the dense gradient
@@ -79,6 +111,8 @@ struct StepFunctions {
   double (*loss)(Network& net, int64_t n_batch, Loss loss, bool write_delta);
   // Deltas of all layers from the last one's, gradients, and the update of what is trained.
   void (*backward)(Network& net, int64_t n_batch, const UpdateRule& rule);
+  // Puts the `keep` largest |score| of a part in force, 0 in place of the others.
+  void (*select)(ScorePart& part, int64_t keep);
   // order[j] = shuffled(shuffle, j) for j < shuffle.n.
   void (*epoch_order)(const Shuffle& shuffle, uint32_t* order);
 };
