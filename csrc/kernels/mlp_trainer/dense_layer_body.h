@@ -48,15 +48,14 @@ inline void dense_block(const float* a, int64_t row_step, int64_t k_step, int64_
   for (int r = 0; r < R; ++r) finish(row + r, acc[r]);
 }
 
-// finish(row, acc[V]) for each of n_rows rows of A x; A's element (row, k) lies at row * row_step + k * k_step.
+// finish(row, acc[V]) for rows [row, end) of A x; A's element (row, k) lies at row * row_step + k * k_step.
 template <int W, int V, typename Finish>
-inline void dense_product(const float* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const float* x,
-                          int64_t stride, Finish&& finish) {
+inline void dense_product(const float* a, int64_t row_step, int64_t k_step, int64_t row, int64_t end, int64_t n_k,
+                          const float* x, int64_t stride, Finish&& finish) {
   constexpr int R = (W == 16 ? 24 : 12) / (V < 2 ? 2 : V);
-  int64_t row = 0;
-  for (; row + R <= n_rows; row += R) dense_block<W, V, R>(a, row_step, k_step, row, n_k, x, stride, finish);
-  for (; row + 4 <= n_rows; row += 4) dense_block<W, V, 4>(a, row_step, k_step, row, n_k, x, stride, finish);
-  for (; row < n_rows; ++row) dense_block<W, V, 1>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row + R <= end; row += R) dense_block<W, V, R>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row + 4 <= end; row += 4) dense_block<W, V, 4>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row < end; ++row) dense_block<W, V, 1>(a, row_step, k_step, row, n_k, x, stride, finish);
 }
 
 // out[b][i] = x[i][b], i padded with zeros to row_stride, b padded to whole vectors.
@@ -103,23 +102,28 @@ inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, 
   }
 }
 
-template <int W, int U, typename Updater>
-inline void dense_gradient_columns(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t i,
-                                   const Updater& updater) {
-  constexpr int R = (W == 16 ? 24 : 12) / (U < 2 ? 2 : U);
-  int64_t row = 0;
-  for (; row + R <= layer.n_out; row += R) dense_gradient_block<W, R, U>(layer, xt, stride, n_batch, row, i, updater);
-  for (; row + 4 <= layer.n_out; row += 4) dense_gradient_block<W, 4, U>(layer, xt, stride, n_batch, row, i, updater);
-  for (; row < layer.n_out; ++row) dense_gradient_block<W, 1, U>(layer, xt, stride, n_batch, row, i, updater);
+// R rows from one end to the other, so that the parameters and their state stream through the caches.
+template <int W, int R, typename Updater>
+inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row,
+                                const Updater& updater) {
+  constexpr int U = W == 16 ? 4 : 2;
+  const int64_t n = layer.row_stride;
+  int64_t i = 0;
+  for (; i + U * W <= n; i += U * W) dense_gradient_block<W, R, U>(layer, xt, stride, n_batch, row, i, updater);
+  if (U > 3 && i + 3 * W <= n) dense_gradient_block<W, R, 3>(layer, xt, stride, n_batch, row, i, updater), i += 3 * W;
+  if (i + 2 * W <= n) dense_gradient_block<W, R, 2>(layer, xt, stride, n_batch, row, i, updater), i += 2 * W;
+  if (i < n) dense_gradient_block<W, R, 1>(layer, xt, stride, n_batch, row, i, updater);
 }
 
-// The gradient of all weights, xt [batch][row_stride], and their update.
+// The gradient of a share of the rows, xt [batch][row_stride], and their update.
 template <int W, typename Updater>
-inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, const Updater& updater) {
-  int64_t i = 0;
-  for (; i + 4 * W <= layer.row_stride; i += 4 * W) dense_gradient_columns<W, 4>(layer, xt, stride, n_batch, i, updater);
-  for (; i + 2 * W <= layer.row_stride; i += 2 * W) dense_gradient_columns<W, 2>(layer, xt, stride, n_batch, i, updater);
-  for (; i < layer.row_stride; i += W) dense_gradient_columns<W, 1>(layer, xt, stride, n_batch, i, updater);
+inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, Share share,
+                                  const Updater& updater) {
+  const int64_t end = share.end(layer.n_out);
+  int64_t row = share.begin(layer.n_out);
+  for (; row + 6 <= end; row += 6) dense_gradient_rows<W, 6>(layer, xt, stride, n_batch, row, updater);
+  for (; row + 2 <= end; row += 2) dense_gradient_rows<W, 2>(layer, xt, stride, n_batch, row, updater);
+  for (; row < end; ++row) dense_gradient_rows<W, 1>(layer, xt, stride, n_batch, row, updater);
 }
 
 }  // namespace

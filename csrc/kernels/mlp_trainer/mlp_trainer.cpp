@@ -152,7 +152,8 @@ struct MetricSums {
 
 class NetworkTrainer {
  public:
-  NetworkTrainer(const MlpTrainerParams& p, const StepFunctions& step) : p_(p), step_(step) {}
+  NetworkTrainer(const MlpTrainerParams& p, const StepFunctions& step, int n_threads)
+      : p_(p), step_(step), net_(n_threads) {}
 
   // False: stopped. Adds to n_done every epoch that is finished or skipped.
   template <typename Stop>
@@ -313,10 +314,14 @@ class NetworkTrainer {
   // Puts the top of |score| in force: weights and biases of each layer apart.
   void select_scores(int64_t epoch) {
     const double density = p_.anneal && p_.epochs > 0 ? std::pow(p_.density, static_cast<double>(epoch + 1) / p_.epochs) : p_.density;
-    for (ScorePart& part : net_.score_parts) {
-      const double n = static_cast<double>(part.n_rows * part.n_columns);
-      step_.select(part, std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9))));
-    }
+    std::atomic<size_t> next{0};
+    net_.in_shares([&](Share) {
+      for (size_t k = next++; k < net_.score_parts.size(); k = next++) {
+        ScorePart& part = net_.score_parts[k];
+        const double n = static_cast<double>(part.n_rows * part.n_columns);
+        step_.select(part, std::max<int64_t>(0, static_cast<int64_t>(std::ceil(density * n - 1e-9))));
+      }
+    });
   }
 
   void store(int64_t i) const {
@@ -340,8 +345,10 @@ class NetworkTrainer {
 bool mlp_trainer(const MlpTrainerParams& p) {
   const StepFunctions step = step_functions();
   const int n_threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(p.n_threads, p.n_networks)));
+  // Threads that are left over join in: the steps of a network are then shared.
+  const int team_size = step.has_dense ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
-  for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step));
+  for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step, team_size));
   std::atomic<bool> is_stopped{false};
   std::atomic<int64_t> n_done{0};
   auto stop = [&] { return is_stopped.load(std::memory_order_relaxed); };

@@ -28,33 +28,38 @@ struct MlpStep {
   }
 
   static void forward(Network& net, int64_t n_batch) {
-    const int64_t stride = net.batch_stride;
     for (size_t l = 0; l < net.layers.size(); ++l) {
-      Layer& layer = net.layers[l];
-      const float* x = net.layer_input(l);
-      const bool is_last = l + 1 == net.layers.size();
-      for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
-        constexpr int V = decltype(tile_vectors)::value;
-        auto finish = [&](int64_t k, Vector* acc) {
-          const Vector bias = Vector::broadcast(layer.bias[k]);
-          for (int v = 0; v < V; ++v) {
-            Vector y = acc[v] + bias;
-            if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
-            y.store(layer.output.data() + layer.live[k] * stride + at + v * W);
-          }
-        };
-        if (layer.is_dense) {
-          dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, layer.n_out, layer.n_in, x + at, stride, finish);
-        } else {
-          const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
-          for (int64_t k = 0; k < layer.n_live; ++k) {
-            Vector acc[V];
-            sparse_row_product<V>(rows, k, x + at, stride, acc);
-            finish(k, acc);
-          }
-        }
-      });
+      net.in_shares([&](Share share) { layer_forward(net, l, n_batch, share); });
     }
+  }
+
+  static void layer_forward(Network& net, size_t l, int64_t n_batch, Share share) {
+    Layer& layer = net.layers[l];
+    const int64_t stride = net.batch_stride;
+    const float* x = net.layer_input(l);
+    const bool is_last = l + 1 == net.layers.size();
+    for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
+      constexpr int V = decltype(tile_vectors)::value;
+      auto finish = [&](int64_t k, Vector* acc) {
+        const Vector bias = Vector::broadcast(layer.bias[k]);
+        for (int v = 0; v < V; ++v) {
+          Vector y = acc[v] + bias;
+          if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
+          y.store(layer.output.data() + layer.live[k] * stride + at + v * W);
+        }
+      };
+      if (layer.is_dense) {
+        dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
+                              layer.n_in, x + at, stride, finish);
+      } else {
+        const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
+        for (int64_t k = share.member; k < layer.n_live; k += share.size) {
+          Vector acc[V];
+          sparse_row_product<V>(rows, k, x + at, stride, acc);
+          finish(k, acc);
+        }
+      }
+    });
   }
 
   // relu of what is not positive: 0, but a NaN stays one, so that a network that diverged shows it.
@@ -141,22 +146,32 @@ struct MlpStep {
 
   template <typename Updater>
   static void backward(Network& net, int64_t n_batch, const Updater& updater) {
-    for (size_t l = net.layers.size(); l-- > 0;) {
-      if (l > 0) input_delta(net, l, n_batch);
-      Layer& layer = net.layers[l];
-      if (layer.is_dense) {
-        transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch,
-                           net.transposed.data());
-        dense_gradient_update<W>(layer, net.transposed.data(), net.batch_stride, n_batch, updater);
-      } else {
-        sparse_gradient_update(net, l, n_batch, updater);
-      }
-      bias_update(net, layer, n_batch, updater);
+    const size_t last = net.layers.size() - 1;
+    if (last > 0) net.in_shares([&](Share share) { input_delta(net, last, n_batch, share); });
+    for (size_t l = last + 1; l-- > 0;) {
+      // A layer's weights may change: the delta below has been made of the old ones.
+      net.in_shares([&](Share share) {
+        gradient_update(net, l, n_batch, share, updater);
+        if (l > 1) input_delta(net, l - 1, n_batch, share);
+      });
     }
   }
 
+  template <typename Updater>
+  static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
+    Layer& layer = net.layers[l];
+    if (layer.is_dense) {
+      float* transposed = net.transposed(share.member);
+      transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch, transposed);
+      dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, updater);
+    } else {
+      sparse_gradient_update(net, l, n_batch, share, updater);
+    }
+    bias_update(net, layer, n_batch, share, updater);
+  }
+
   // delta_{l-1} = W_l^T delta_l where h_{l-1} > 0.
-  static void input_delta(Network& net, size_t l, int64_t n_batch) {
+  static void input_delta(Network& net, size_t l, int64_t n_batch, Share share) {
     Layer& layer = net.layers[l];
     Layer& below = net.layers[l - 1];
     const int64_t stride = net.batch_stride;
@@ -171,11 +186,12 @@ struct MlpStep {
         }
       };
       if (layer.is_dense) {
-        dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, layer.n_in, layer.n_out, delta, stride, finish);
+        dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, share.begin(layer.n_in), share.end(layer.n_in),
+                            layer.n_out, delta, stride, finish);
       } else {
         const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
                                         layer.weight.data(), layer.column_entry.data()};
-        for (int64_t k = 0; k < layer.n_live_inputs; ++k) {
+        for (int64_t k = share.member; k < layer.n_live_inputs; k += share.size) {
           Vector acc[V];
           sparse_row_product<V>(columns, layer.column_order[k], delta, stride, acc);
           finish(layer.column_order[k], acc);
@@ -185,11 +201,11 @@ struct MlpStep {
   }
 
   template <typename Updater>
-  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, const Updater& updater) {
+  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
     Layer& layer = net.layers[l];
     const int64_t n = layer.n_stored();
     const int count = static_cast<int>(n_vectors(n_batch));
-    for (int64_t k = 0; k < n; k += W) {
+    for (int64_t k = share.member * W; k < n; k += share.size * W) {
       Vector g = sparse_dots<Vector>(layer.row.data() + k, layer.column.data() + k, W, layer.delta.data(),
                                      net.layer_input(l), net.batch_stride, count);
       if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
@@ -198,8 +214,8 @@ struct MlpStep {
   }
 
   template <typename Updater>
-  static void bias_update(Network& net, Layer& layer, int64_t n_batch, const Updater& updater) {
-    for (int64_t k = 0; k < layer.n_live; k += W) {
+  static void bias_update(Network& net, Layer& layer, int64_t n_batch, Share share, const Updater& updater) {
+    for (int64_t k = share.member * W; k < layer.n_live; k += share.size * W) {
       Vector acc[W];
       for (int j = 0; j < W; ++j) {
         acc[j] = Vector::zero();

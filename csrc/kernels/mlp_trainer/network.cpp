@@ -8,6 +8,9 @@
 namespace pns {
 namespace {
 
+// Weights times batch from which several threads share the steps of one network.
+constexpr int64_t kSharedFrom = 200000;
+
 // Parameters that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
 // Their gradient is zero for ever; without weight decay the optimiser leaves them bitwise as they are, so the compressed
 // layout leaves them out. A collapsed network costs next to nothing.
@@ -166,7 +169,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   layers.resize(p.n_layers);
   n_inputs = p.widths[0];
   batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
-  int64_t at = 0, widest = 0;
+  int64_t at = 0, widest = 0, n_multiplied = 0;
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
     layer.n_in = p.widths[l], layer.n_out = p.widths[l + 1];
@@ -192,6 +195,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
     }
+    n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
     fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
@@ -210,7 +214,8 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
                            layer.bias.data()});
   }
   input.assign_zero(n_inputs * batch_stride);
-  transposed.assign_zero(batch_stride * widest);
+  scratch.assign_zero(team.size() * batch_stride * widest);
+  together = n_multiplied * batch_stride >= kSharedFrom;
   label.assign_zero(batch_stride);
   target.assign_zero(layers.back().n_out * batch_stride);
 }

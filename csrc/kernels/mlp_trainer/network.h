@@ -9,6 +9,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/philox.h"
+#include "core/spin_team.h"
 #include "kernels/mlp_trainer/mlp_trainer.h"
 
 namespace pns {
@@ -86,10 +87,20 @@ struct Network {
   std::vector<ScorePart> score_parts;  // edge-popup: weights and biases of each layer
   int64_t n_inputs = 0, batch_stride = 0;
   AlignedBuffer<float> input;        // [n_0][batch_stride]
-  AlignedBuffer<float> transposed;   // [batch_stride][widest padded(n_in)], scratch of the dense gradient
+  AlignedBuffer<float> scratch;      // [members][batch_stride][widest padded(n_in)], inputs transposed (dense gradient)
   AlignedBuffer<int32_t> label;      // [batch_stride]
   AlignedBuffer<float> target;       // [n_L][batch_stride]
 
+  // The threads that may work on this network; together: a step is long enough for them to.
+  SpinTeam team;
+  bool together = false;
+  template <typename F>
+  void in_shares(const F& f) {
+    team.run(together, f);
+  }
+  float* transposed(int member) { return scratch.data() + member * (scratch.size() / team.size()); }
+
+  explicit Network(int n_threads) : team(n_threads) {}
   // Takes over network i of the call.
   void load(const MlpTrainerParams& p, int64_t i, bool allow_dense);
   // Writes the trained values (or gradients) of kept parameters into the flat array.
