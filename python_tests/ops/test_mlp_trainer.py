@@ -262,6 +262,17 @@ def test_alone_in_a_batch_and_with_two_threads_are_bitwise_equal(simd_level, set
         assert torch.equal(gradients[3:4], alone)
 
 
+@pytest.mark.parametrize("density", [1.0, 0.25])
+def test_threads_that_share_one_network_change_nothing(simd_level, set_threads, density):
+    # weights times batch above network.cpp's kSharedFrom; widths that no number of threads or lanes divides
+    case = Case((3, 131, 127, 4), "mse", density, n=150, batch_size=96, n_networks=1, n_datasets=1)
+    assert density * 131 * 127 * 96 > 300_000
+    alone = train(case, ADAM, 4)
+    for n in (2, 3, 5):
+        set_threads(n)
+        assert all(torch.equal(a, b) for a, b in zip(alone, train(case, ADAM, 4), strict=True))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dense_from", [DENSE, COMPRESSED])
 def test_a_diverging_network_says_so_and_leaves_its_neighbours_alone(simd_level, loss, dense_from):

@@ -212,6 +212,42 @@ def test_alone_in_a_batch_and_with_two_threads_are_bitwise_equal(simd_level, set
         assert all(torch.equal(a[one], b) for a, b in zip(together, alone, strict=True))
 
 
+def test_threads_that_share_one_network_change_nothing(simd_level, set_threads):
+    case = Case((3, 65, 63, 4), n=150, batch_size=96, n_networks=1, n_datasets=1)
+    alone = train(case, 4, 0.3)
+    for n in (2, 3):
+        set_threads(n)
+        assert all(torch.equal(a, b) for a, b in zip(alone, train(case, 4, 0.3), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["equal", "few values", "two jumps"])
+def test_selection_is_exact_whatever_the_last_threshold_foretold(simd_level, kind):
+    """Ties by the thousand, and scores that leap over the bracket around the last threshold."""
+    case = Case((2, 40, 30, 3), n_networks=2)
+    p, _, widths, *_ = case.arguments()
+    generator = torch.Generator().manual_seed(3)
+    scores = {
+        "equal": torch.full_like(p, 0.5),
+        "few values": torch.randint(-3, 4, p.shape, generator=generator) / 8,
+        "two jumps": torch.randn(p.shape, generator=generator) * 1e-6,
+    }[kind]
+    lr = {"two jumps": 1e3}.get(kind, 0.1)
+    optimizer = {**POPUP, "lr": lr}
+    for epochs in (0, 1, 3):
+        got = train(case, epochs, 0.3, scores=scores, optimizer=optimizer)
+        assert torch.equal(got[2], top_by_rank(got[1].abs(), widths, 0.3))
+
+
+def top_by_rank(magnitude, widths, density):
+    """The mask of the largest magnitudes of each layer's weights and biases, ties to the lowest index."""
+    mask = torch.zeros_like(magnitude, dtype=torch.bool)
+    for part in [p for pair in slices(widths) for p in pair]:
+        keep = math.ceil(density * (part.stop - part.start) - 1e-9)
+        best = magnitude[:, part].sort(dim=1, descending=True, stable=True).indices[:, :keep]
+        mask[:, part] = torch.zeros_like(mask[:, part]).scatter_(1, best, True)
+    return mask
+
+
 def test_the_given_mask_does_not_matter(simd_level):
     case = Case((2, 33, 4))
     p, mask, *rest = case.arguments()
