@@ -37,6 +37,7 @@ struct Vec {
 
   friend Vec operator+(Vec a, Vec b) { return Vec{a.v + b.v}; }
   friend Vec operator-(Vec a, Vec b) { return Vec{a.v - b.v}; }
+  friend Vec operator-(Vec a) { return Vec{-a.v}; }
   friend Vec operator*(Vec a, Vec b) { return Vec{a.v * b.v}; }
   friend Vec operator/(Vec a, Vec b) { return Vec{a.v / b.v}; }
   friend IntLanes operator>(Vec a, Vec b) { return a.v > b.v; }

@@ -297,8 +297,9 @@ def mlp_trainer(
     are never written. With ``scores`` it is edge-popup: parameters stay, the top ``density`` of ``|score|`` (per layer,
     weights and biases apart) is in force, and every score is trained straight through,
     ``dL/ds = dL/dw_in_force * w * sign(s)`` with sign(0) = 1. Networks are shared out among
-    ``torch.get_num_threads()`` threads; results depend neither on that nor on the other networks of the call. A network
-    stops after an epoch whose mean train loss is not finite; the others go on.
+    ``torch.get_num_threads()`` threads, and the steps of a large network among threads that would be idle; results
+    depend neither on that nor on the other networks of the call. A network stops after an epoch whose mean train loss
+    is not finite; the others go on.
 
     Args:
         parameters: float32 ``[N, P]``, flat layout ``[W1 | b1 | W2 | b2 ...]``, each W row-major ``[O, I]``.

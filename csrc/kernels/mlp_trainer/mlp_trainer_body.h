@@ -2,6 +2,8 @@
 // weight gradient), so that every path multiplies whole vectors. Sums run in a fixed order.
 #pragma once
 
+#include <algorithm>
+
 #include "core/sparse_rows.h"
 #include "core/vec.h"
 #include "kernels/mlp_trainer/dense_layer_body.h"
@@ -18,11 +20,12 @@ struct MlpStep {
 
   static int64_t n_vectors(int64_t n_batch) { return (n_batch + W - 1) / W; }
 
-  // f(tile of V vectors) over the batch: 4 vectors at a time, then 2, then 1.
+  // f(tile of V vectors) over the batch: 4 vectors at a time, then 2, then 1. 16 registers (AVX2) hold a dense block of
+  // 6 rows x 2 vectors, but not one of 3 x 4 with what is multiplied.
   template <typename F>
-  static void for_each_tile(int64_t n, F&& f) {
+  static void for_each_tile(int64_t n, bool is_dense, F&& f) {
     int64_t v = 0;
-    for (; v + 4 <= n; v += 4) f(std::integral_constant<int, 4>(), v * W);
+    for (; v + 4 <= n && (W == 16 || !is_dense); v += 4) f(std::integral_constant<int, 4>(), v * W);
     for (; v + 2 <= n; v += 2) f(std::integral_constant<int, 2>(), v * W);
     for (; v < n; ++v) f(std::integral_constant<int, 1>(), v * W);
   }
@@ -38,7 +41,7 @@ struct MlpStep {
     const int64_t stride = net.batch_stride;
     const float* x = net.layer_input(l);
     const bool is_last = l + 1 == net.layers.size();
-    for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
+    for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
       auto finish = [&](int64_t k, Vector* acc) {
         const Vector bias = Vector::broadcast(layer.bias[k]);
@@ -175,7 +178,7 @@ struct MlpStep {
     Layer& layer = net.layers[l];
     Layer& below = net.layers[l - 1];
     const int64_t stride = net.batch_stride;
-    for_each_tile(n_vectors(n_batch), [&](auto tile_vectors, int64_t at) {
+    for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
       const float* delta = layer.delta.data() + at;
       auto finish = [&](int64_t i, Vector* acc) {
@@ -191,10 +194,10 @@ struct MlpStep {
       } else {
         const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
                                         layer.weight.data(), layer.column_entry.data()};
-        for (int64_t k = share.member; k < layer.n_live_inputs; k += share.size) {
+        for (int64_t k = share.member; k < below.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V>(columns, layer.column_order[k], delta, stride, acc);
-          finish(layer.column_order[k], acc);
+          sparse_row_product<V>(columns, below.live[k], delta, stride, acc);
+          finish(below.live[k], acc);
         }
       }
     });
@@ -218,10 +221,10 @@ struct MlpStep {
     for (int64_t k = share.member * W; k < layer.n_live; k += share.size * W) {
       Vector acc[W];
       for (int j = 0; j < W; ++j) {
-        acc[j] = Vector::zero();
-        if (k + j >= layer.n_live) continue;
-        const float* delta = layer.delta.data() + layer.live[k + j] * net.batch_stride;
-        for (int64_t v = 0; v < n_vectors(n_batch); ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
+        // behind the last bias the last one again: those lanes are padding
+        const float* delta = layer.delta.data() + layer.live[std::min(k + j, layer.n_live - 1)] * net.batch_stride;
+        acc[j] = Vector::load(delta);
+        for (int64_t v = 1; v < n_vectors(n_batch); ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
       }
       const Vector g = trained_gradient(horizontal_sums(acc), layer.bias_factor.data() + k, layer.is_edge_popup,
                                         layer.bias_trained() + k);

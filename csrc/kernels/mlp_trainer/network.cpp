@@ -47,47 +47,31 @@ struct Liveness {
   }
 };
 
-// order[0 .. n) = the rows r with is_chosen[r], longest first; equal ones ascending.
-int64_t by_length(const std::vector<uint8_t>& is_chosen, const std::vector<int32_t>& length, int32_t* order) {
-  int64_t n = 0;
-  for (size_t r = 0; r < is_chosen.size(); ++r) {
-    if (is_chosen[r]) order[n++] = static_cast<int32_t>(r);
-  }
-  std::stable_sort(order, order + n, [&](int32_t a, int32_t b) { return length[a] > length[b]; });
-  return n;
-}
-
-// is_live_input: neurons of the layer below that get a delta; empty for the first layer.
 void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-                     const std::vector<uint8_t>& can_be_nonzero, const std::vector<uint8_t>& is_live_input) {
+                     const std::vector<uint8_t>& can_be_nonzero) {
   const int64_t capacity = padded(layer.n_out * layer.n_in);
   layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
+  layer.n_live = 0;
   layer.row.resize(capacity), layer.column.resize(capacity);
-  layer.column_begin.assign_zero(layer.n_in + 1), layer.column_order.resize(layer.n_in);
-  std::vector<int32_t> row_length(layer.n_out), column_length(layer.n_in);
-  for (int64_t o = 0; o < layer.n_out; ++o) {
-    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
-    for (int64_t i = 0; i < layer.n_in; ++i) row_length[o] += line[i] && can_be_nonzero[i];
-  }
-  layer.n_live = by_length(reaches_output, row_length, layer.live.data());
+  layer.column_begin.assign_zero(layer.n_in + 1);
   int64_t k = 0;
-  for (int64_t r = 0; r < layer.n_live; ++r) {
-    const int64_t o = layer.live[r];
-    layer.begin[r] = k;
+  for (int64_t o = 0; o < layer.n_out; ++o) {
+    if (!reaches_output[o]) continue;
+    layer.begin[layer.n_live] = k;
+    layer.live[layer.n_live++] = static_cast<int32_t>(o);
     const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
     for (int64_t i = 0; i < layer.n_in; ++i) {
       if (!line[i] || !can_be_nonzero[i]) continue;
       layer.row[k] = static_cast<int32_t>(o);
       layer.column[k] = static_cast<int32_t>(i);
-      ++column_length[i];
+      ++layer.column_begin[i + 1];
       ++k;
     }
   }
   layer.begin[layer.n_live] = layer.n_entries = k;
   for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
 
-  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] = layer.column_begin[i] + column_length[i];
-  layer.n_live_inputs = by_length(is_live_input, column_length, layer.column_order.data());
+  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
   std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
   layer.column_row.resize(k), layer.column_entry.resize(k);
   for (int64_t j = 0; j < k; ++j) {
@@ -186,8 +170,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l],
-                    l > 0 ? live.reaches_output[l - 1] : std::vector<uint8_t>());
+    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l]);
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;

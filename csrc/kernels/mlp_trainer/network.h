@@ -23,9 +23,8 @@ struct Layer {
   int64_t weight_at = 0, bias_at = 0;  // in the flat layout
   bool is_dense = false;
 
-  // The neurons that can matter; the others are never computed and their output stays 0. All are live in a dense layer.
-  // begin, bias and the bias's companions are in the order of this list: ascending (dense), or by kept weights, so that
-  // rows of one length follow each other and the end of a row is foreseen by the processor.
+  // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
+  // a dense layer. begin, bias and the bias's companions are in the order of this list.
   int64_t n_live = 0;
   AlignedBuffer<int32_t> live;                    // [n_live]
 
@@ -34,8 +33,6 @@ struct Layer {
   AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
   AlignedBuffer<int32_t> row, column;             // [padded entries]
   AlignedBuffer<int32_t> column_row, column_entry;
-  int64_t n_live_inputs = 0;
-  AlignedBuffer<int32_t> column_order;            // [n_live_inputs], by kept weights: the order of the input gradient
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 

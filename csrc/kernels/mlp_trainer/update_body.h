@@ -18,10 +18,12 @@ inline Vector trained_gradient(Vector g, const float* factor, bool is_edge_popup
 template <int W, Optimizer kind>
 struct Updater {
   using Vector = Vec<float, W>;
+  bool has_decay;
   Vector lr, beta1, one_minus_beta1, one_minus_beta2, eps, weight_decay, step_size, inverse_sqrt_correction;
 
   explicit Updater(const UpdateRule& r)
-      : lr(Vector::broadcast(r.lr)),
+      : has_decay(r.weight_decay != 0),
+        lr(Vector::broadcast(r.lr)),
         beta1(Vector::broadcast(r.beta1)),
         one_minus_beta1(Vector::broadcast(r.one_minus_beta1)),
         one_minus_beta2(Vector::broadcast(r.one_minus_beta2)),
@@ -34,14 +36,14 @@ struct Updater {
   void apply(float* p, float* state, Vector g) const {
     if constexpr (kind == Optimizer::kGradient) return g.store(p);
     const Vector old = Vector::load(p);
-    g = fma(weight_decay, old, g);
+    if (has_decay) g = fma(weight_decay, old, g);
     if constexpr (kind == Optimizer::kSgd) {
       const Vector momentum = fma(beta1, Vector::load(state), g);
       momentum.store(state);
       return (old - lr * momentum).store(p);
     }
     const Vector first = fma(one_minus_beta1, g - Vector::load(state), Vector::load(state));
-    const Vector second = fma(one_minus_beta2, fma(g, g, Vector::zero() - Vector::load(state + W)), Vector::load(state + W));
+    const Vector second = fma(one_minus_beta2, fma(g, g, -Vector::load(state + W)), Vector::load(state + W));
     first.store(state);
     second.store(state + W);
     // The tiny addend keeps v = 0 out of 0 * inf: such a parameter has first = 0, or a v that vanished.
