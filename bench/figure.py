@@ -1,7 +1,8 @@
-"""The picture of a run: each case's ratio to its strongest peer, and the trainer's cost curve."""
+"""The picture of a run: each case's ratio to its strongest peer, and the trainer's cost curves."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from matplotlib.ticker import FuncFormatter
 from report import ratio_text
 
 WON, LOST, GREY = "#1f77b4", "#d62728", "0.45"
+STYLES = ("-", "--", ":", "-.")
 PEERS = ("#e6862a", "#8c6bb1", "#41a05a", "#c2527b", "#8a7a5c", "0.5")
-ROW_INCHES, CURVE_ROWS, TITLE_ROWS = 0.22, 16, 4
+ROW_INCHES, CURVE_ROWS, TITLE_ROWS = 0.22, 13, 4
 
 
 def draw(rows: list[Row], path: Path, subtitle: str) -> None:
-    """A panel a kernel, a second one for cost curves, in one or two columns of about the same height."""
-    panels = [(len(group), _ratios, group) for _, g in groupby(rows, lambda r: r.case.kernel) if (group := list(g))]
-    if curve := [r for r in rows if r.case.curve]:
-        panels.append((CURVE_ROWS, _cost, curve))
+    """A panel a kernel and one a cost curve, in one or two columns of about the same height."""
+    compared = [r for r in rows if r.case.compared]
+    panels = [(len(group), _ratios, group) for _, g in groupby(compared, lambda r: r.case.kernel) if (group := list(g))]
+    for axis in dict.fromkeys(point.axis for row in rows for point in row.case.points):
+        if len({point.x for row in rows for point in row.case.points if point.axis == axis}) > 1:
+            panels.append((CURVE_ROWS, partial(_cost, what=axis), rows))
     columns = _columns(panels)
     height = max(sum(n + TITLE_ROWS for n, *_ in column) for column in columns) * ROW_INCHES
     figure = plt.figure(figsize=(8 * len(columns), height + 0.8), layout="constrained")
@@ -78,25 +82,48 @@ def _ratios(axis: Axes, rows: list[Row]) -> None:
     axis.set_title(rows[0].case.kernel, loc="left", fontsize=10, fontweight="bold")
 
 
-def _cost(axis: Axes, rows: list[Row]) -> None:
-    """Time against what is kept: ours falls with it, a dense method's does not."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for result in row.results:
-            if result.median is not None:
-                name = result.contender.name
-                lines.setdefault(name, []).append((row.case.curve[1], result.median * 1e6))
-    ours = rows[0].ours.contender.name
-    axis.set_prop_cycle(color=PEERS)
-    for name, points in lines.items():
-        x, y = zip(*sorted(points), strict=True)
-        style = {"color": WON, "linewidth": 2.5, "zorder": 3} if name == ours else {"linewidth": 1.2, "alpha": 0.8}
-        axis.plot(x, y, marker="o", markersize=4, label=name, **style)
+def _cost(axis: Axes, rows: list[Row], what: str) -> None:
+    """Time of a unit against one thing that varies."""
+    curves = _curves(rows, what)
+    case = next(row.case for row in rows if any(point.axis == what for point in row.case.points))
+    ours = next(row.ours.contender.name for row in rows if row.case is case)
+    drawn = [r.contender.name for row in rows if row.case.points for r in row.results if r.median is not None]
+    names = [name for name in dict.fromkeys(drawn) if name != ours]  # of all panels: a peer keeps its colour
+    colors = {ours: WON, **{name: PEERS[i % len(PEERS)] for i, name in enumerate(names)}}
+    styles = dict(zip(dict.fromkeys(line for _, line in curves), STYLES, strict=False))
+    for (name, line), points in curves.items():
+        weight = {"linewidth": 2.2, "zorder": 3} if name == ours else {"linewidth": 1.2, "alpha": 0.8}
+        label = f"{name}, {line}" if line else name
+        axis.plot(
+            *zip(*points, strict=True), color=colors[name], linestyle=styles[line], marker="o", markersize=4,
+            label=label, **weight,
+        )  # fmt: skip
     axis.set(xscale="log", yscale="log")
-    axis.set_xlabel(rows[0].case.curve[0], fontsize=8)
-    axis.set_ylabel(f"us a {rows[0].case.unit}", fontsize=8)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+    _mark_points(axis, sorted({x for points in curves.values() for x, _ in points}))
+    axis.set_xlabel(what, fontsize=8)
+    axis.set_ylabel(f"us a {case.unit}", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
-    axis.set_title(f"{rows[0].case.kernel}: cost", loc="left", fontsize=10, fontweight="bold")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set_title(f"{case.kernel}: cost against {what}", loc="left", fontsize=10, fontweight="bold")
+
+
+def _curves(rows: list[Row], what: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(contender, line) -> (x, microseconds), ascending; who ran at one point only has no curve."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        for point in (p for p in row.case.points if p.axis == what):
+            for result in (r for r in row.results if r.median is not None):
+                at = (point.x, result.median * 1e6)
+                found.setdefault((result.contender.name, point.line), []).append(at)
+    return {key: sorted(points) for key, points in found.items() if len(points) > 1}
+
+
+def _mark_points(axis: Axes, at: list[float]) -> None:
+    """Ticks where something was measured, if they are few whole numbers."""
+    if len(at) <= 8 and all(float(x).is_integer() for x in at):
+        axis.set_xticks(at, [f"{x:,g}" for x in at])
+        axis.set_xticks([], minor=True)

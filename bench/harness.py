@@ -41,6 +41,15 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a case lies on a cost curve: the figure has a panel for each axis."""
+
+    axis: str
+    x: float
+    line: str = ""  # follows the contender's name where an axis has several lines of one contender
+
+
+@dataclass(frozen=True)
 class Case:
     """One row of the benchmark; ``build`` makes inputs and contenders when its turn comes."""
 
@@ -50,7 +59,8 @@ class Case:
     ceiling: str = "fma"  # which ceiling the rate is compared with: "fma" (GFLOP/s) or "read" (GB/s)
     unit: str = "call"  # what the time is for
     budget: float = 1.0  # weight of this case in the time budget
-    curve: tuple[str, float] | None = None  # (x label, x): the row is a point of a cost curve
+    points: tuple[Point, ...] = ()
+    compared: bool = True  # False: a point of a curve only, where not every peer runs; no part of the summary
 
 
 @dataclass

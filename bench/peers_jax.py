@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -86,10 +86,12 @@ def _forms(epoch, n_devices: int) -> dict[str, Callable]:
     return dict(zip(NAMES, (by_vmap, by_map, by_shards), strict=True))
 
 
-def trainers(job: Training, n_threads: int) -> dict[str, tuple[Callable[[], Tensor] | None, str]]:
+def trainers(
+    job: Training, n_threads: int, names: Sequence[str] = NAMES
+) -> dict[str, tuple[Callable[[], Tensor] | None, str]]:
     """For each form: a call that trains and returns mean losses [N], or None, and a note (then the reason)."""
     if missing():
-        return dict.fromkeys(NAMES, (None, missing()))
+        return dict.fromkeys(names, (None, missing()))
 
     def epoch(*arguments):
         return _epoch(*arguments, batch_size=job.batch_size, lr=job.lr)
@@ -101,12 +103,13 @@ def trainers(job: Training, n_threads: int) -> dict[str, tuple[Callable[[], Tens
         *(jnp.asarray(t.numpy()) for t in (job.x, job.y.int(), job.order.int())),
     )
     found = {}
-    for name, form in _forms(epoch, n_devices).items():
+    forms = _forms(epoch, n_devices)
+    for name in names:
         if name == NAMES[2] and (n_devices < 2 or len(job.parameters) % n_devices):
             found[name] = (None, f"{len(job.parameters)} networks on {n_devices} devices")
             continue
-        key = (name, job.is_dense, job.order.shape, job.batch_size, job.lr)
-        compiled, seconds = _compiled.get(key) or _compile(key, form, inputs)
+        key = (name, job.widths, job.is_dense, job.order.shape, job.batch_size, job.lr)
+        compiled, seconds = _compiled.get(key) or _compile(key, forms[name], inputs)
         found[name] = (_runner(compiled, inputs), f"compiled in {seconds:.1f} s")
     return found
 

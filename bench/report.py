@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from ceilings import Ceilings
 from harness import Case, Result, Row
 from rich.console import Console
@@ -90,6 +92,7 @@ def print_summary(console: Console, rows: list[Row]) -> None:
     table.add_column("strongest peer", no_wrap=True, width=25)
     table.add_column("its time", justify="right", no_wrap=True, width=8)
     table.add_column("ratio", justify="right", no_wrap=True, width=8)
+    every, rows = rows, [row for row in rows if row.case.compared]
     for i, row in enumerate(rows):
         if i == 0 or rows[i - 1].case.kernel != row.case.kernel:
             table.add_row(f"[bold]{row.case.kernel}[/bold]")
@@ -107,11 +110,13 @@ def print_summary(console: Console, rows: list[Row]) -> None:
     console.print(table)
     won = sum(r.strongest is not None and r.ratio(r.strongest) >= 1 for r in rows)
     console.print(f"faster than the strongest peer in {won} of {len(rows)} cases")
-    noisy = [r for row in rows for r in row.results if r.median is not None and r.median > NOISY * r.minimum]
+    if len(every) > len(rows):
+        console.print(f"and {len(every) - len(rows)} points of cost curves, see above, --json and --figure")
+    noisy = [r for row in every for r in row.results if r.median is not None and r.median > NOISY * r.minimum]
     if noisy:
-        total = sum(r.median is not None for row in rows for r in row.results)
+        total = sum(r.median is not None for row in every for r in row.results)
         console.print(f"[yellow]{len(noisy)} of {total} medians exceed {NOISY}x their minimum: a busy machine[/yellow]")
-    for row in rows:
+    for row in every:
         if not row.agrees:
             console.print(f"[bold red]results do not agree:[/bold red] {row.case.kernel}, {row.case.label}")
 
@@ -159,6 +164,8 @@ def _row_dict(row: Row, ceilings: Ceilings) -> dict:
         "unit": row.case.unit,
         "rate_unit": RATES[row.case.ceiling][0],
         "agrees": row.agrees,
+        "compared": row.case.compared,
+        "points": [asdict(point) for point in row.case.points],
         "contenders": [
             {
                 "name": r.contender.name,

@@ -6,10 +6,13 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+
+import pns_fast as pns
 
 BENCH = Path(__file__).parents[1] / "bench"
 KERNELS = ("topk_mask", "best_match", "masked_linear", "mlp_trainer")
@@ -17,7 +20,13 @@ PEERS = {
     "topk_mask": {"torch.kthvalue, compare", "torch.topk, scatter", "numpy.partition, compare", "torch.sort, scatter"},
     "best_match": {"torch, two GEMMs, argmax", "Python loop"},
     "masked_linear": {"torch F.linear(x, w * m)", "torch CSR"},
-    "mlp_trainer": {"torch loop, 1 network", "torch baddbmm, 8 networks", "JAX jit(vmap(scan))"},
+    "mlp_trainer": {
+        "torch loop, 1 network",
+        "torch baddbmm, 8 networks",
+        "JAX jit(vmap(scan))",
+        "torch loop, topk",
+        "torch loop, public code",
+    },
 }
 
 
@@ -26,14 +35,33 @@ def bench(*arguments, env=None):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=env)
 
 
-@pytest.fixture(scope="module")
-def harness():
-    spec = importlib.util.spec_from_file_location("bench_harness", BENCH / "harness.py")
+@contextmanager
+def loaded(name):
+    """A module out of bench/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def harness():
+    with loaded("harness") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def masks():
+    with loaded("masks") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def peers():
+    with loaded("peers") as module:
+        yield module
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -60,6 +88,9 @@ def check_row(row):
     assert all(0 < c["min"] <= c["median"] for c in timed)
     assert all(c["note"] for c in row["contenders"] if c["median"] is None)  # why it did not run
     peers = [c for c in timed if not c["is_ours"]]
+    if not peers:
+        assert not row["compared"]  # a point of a cost curve
+        return
     (strongest,) = (c for c in peers if c["is_strongest"])
     assert strongest["median"] == min(c["median"] for c in peers)
     assert all(math.isclose(c["ratio"], c["median"] / ours["median"]) for c in peers)
@@ -70,6 +101,14 @@ def test_list_names_every_kernel_and_runs_nothing():
     assert run.returncode == 0
     assert run.stdout.split("\n  ")[0] == "topk_mask"
     assert all(kernel in run.stdout.splitlines() for kernel in KERNELS)
+    labels = [line.strip() for line in run.stdout.splitlines() if line.startswith("  ")]
+    assert max(map(len, labels)) <= 43  # the summary's column
+    for shown in (
+        "16 networks, random mask, density 0.01",
+        "1 network, edge-popup, density 0.1",
+        "depth 10, density 1",
+    ):
+        assert shown in labels
 
 
 def test_cuda_without_a_gpu_is_one_line_and_exit_2():
@@ -145,3 +184,50 @@ def test_turns_are_interleaved(harness):
     )
     timed = turns[4:]  # a check and an estimate each
     assert timed[:6] == ["a", "b"] * 3
+
+
+WIDTHS = (2, 30, 20, 3)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.9, 0.5, 0.1, 0.01])
+def test_connected_masks_keep_the_exact_number_of_weights_and_all_are_live(masks, density):
+    flat = masks.make_mask("connected", WIDTHS, 20, density)
+    mask = pns.Masks.from_flat(flat, WIDTHS)
+    n_weights = 2 * 30 + 30 * 20 + 20 * 3
+    assert sum(w.flatten(1).sum(1) for w in mask.weights).tolist() == [math.ceil(density * n_weights - 1e-9)] * 20
+    assert (mask.effective_density() * flat.shape[1]).round().tolist() == mask.kept().tolist()
+    for w, b in zip(mask.weights[:-1], mask.biases[:-1], strict=True):
+        assert torch.equal(w.any(2), b) or density == 1  # a bias where its neuron is on a path
+    assert torch.equal(flat[:5], masks.make_mask("connected", WIDTHS, 5, density))
+    assert len(flat.unique(dim=0)) == (1 if density == 1 else 20)
+
+
+def test_random_masks_are_mostly_dead_when_sparse(masks):
+    kept, live = masks.n_kept_and_live(masks.make_mask("random", (2, 100, 100, 100, 4), 8, 0.01), (2, 100, 100, 100, 4))
+    assert kept == pytest.approx(209, rel=0.1)
+    assert live < kept / 10
+
+
+def test_a_density_below_one_path_is_refused(masks):
+    with pytest.raises(ValueError, match=r"a path of 3 weights needs more than 0\.001 of 720"):
+        masks.make_mask("connected", WIDTHS, 1, 0.001)
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.1, 1), (0.5, 5), (1.0, 10)])
+def test_the_public_codes_subnet(peers, density, kept):
+    scores = torch.tensor([0.3, 0.1, 0.9, 0.5, 0.2, 0.8, 0.4, 0.7, 0.6, 1.0], requires_grad=True)
+    mask = peers.GetSubnet.apply(scores.abs(), density)
+    assert mask.tolist() == [float(s > 1 - kept / 10 + 1e-6) for s in scores.tolist()]
+    (mask * torch.arange(10.0)).sum().backward()
+    assert scores.grad.tolist() == list(range(10))  # straight through, to kept and pruned ones
+
+
+def test_both_edge_popup_peers_train_alike(peers):
+    data, widths, density = pns.tasks.get("circle").sample(n=400, seed=0), (2, 30, 4), 0.5
+    parameters = pns.init_population(widths, n=1).flatten()
+    order = pns.ops.batch_order(360, (0, 0), 0)[None]
+    mask = torch.ones_like(parameters, dtype=torch.bool)
+    job = peers.Training(widths, parameters, mask, data.x_train, data.y_train, order, lr=0.1)
+    scores = torch.randn(parameters.shape, generator=torch.Generator().manual_seed(0))
+    by_topk, by_sort = (f(job, scores.clone(), density) for f in (peers.edge_popup_loop, peers.edge_popup_public))
+    torch.testing.assert_close(by_sort, by_topk, rtol=1e-5, atol=0)

@@ -1,18 +1,22 @@
 """Circle networks (2, 100, 100, 100, 4), one epoch of 9,000 samples, batch 32: time of a step of one network.
 
 FLOPs are those of the products, over kept weights for us and over all for the peers; the time is the whole step's.
-Edge-popup needs the gradient of every score, so its work does not follow density.
+Edge-popup needs the gradient of every score, so its work does not follow density. Cost curves vary one thing at a
+time, over at most 60 steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 
 import peers
 import peers_jax
 import torch
-from harness import Case, Contender, differs, fastest
+from harness import Case, Contender, Point, differs, fastest
+from masks import make_mask, n_kept_and_live
 from peers import Training
 from torch import Tensor
 
@@ -20,29 +24,95 @@ import pns_fast as pns
 from pns_fast import ops
 
 WIDTHS = (2, 100, 100, 100, 4)
-N_PARAMETERS = sum((i + 1) * o for i, o in pairwise(WIDTHS))
 DENSITIES = (1.0, 0.5, 0.1, 0.01, 0.005)
 STACKED = 8  # networks of the batched products
 LOSS_TOLERANCE = 1e-3  # of the mean loss over up to 60 steps
 EPOCH_TOLERANCE = 1e-2  # over 282 steps: one ReLU that rounding flips moves a network's loss by about 1e-3
 POPUP_TOLERANCE = 5e-3  # a score that crosses the threshold a step earlier changes the network
+DISTINCT = 16  # more networks are these again, in other batch orders: they take long to draw
+CURVE_STEPS, CURVE_LR = 60, 1e-4  # at 1e-3 rounding grows over 20 layers until no two trainers agree
+CURVE_SAMPLES = 8960  # at most; 35 batches of 256
+JAX_NETWORK_STEPS = 4000  # in a curve, beyond these JAX would take the case's time for itself
+LARGEST_BYTES = 6 << 30  # of memory that a case of 10,000 networks takes
+KEPT, WIDTH, DEPTH = "kept parameters of a network", "width of 3 hidden layers", "neuron layers of width 100"
+NETWORKS, THREADS, BATCH = "networks in a call", "threads", "samples a batch"
+OURS = "pns_fast.ops.mlp_trainer"
 
 
 def cases(quick: bool, device: str) -> list[Case]:
     n, steps = (8, 20) if quick else (16, 60)
-    make = partial(Case, "mlp_trainer", unit="network-step", budget=2.0)
-    densities = DENSITIES[::2] if quick else DENSITIES
+    make = partial(Case, "mlp_trainer", unit="network-step")
     train = [
-        make(
-            f"{n} networks, Adam, density {d:g}",
-            partial(_train, n, steps, d),
-            curve=("kept parameters of a network", d * N_PARAMETERS),
-        )
-        for d in densities
+        make(_label(n, d), partial(_train, n, steps, d, "connected"), budget=2.0, points=_points(n, d))
+        for d in (DENSITIES[::2] if quick else DENSITIES)
     ]
-    popup = (0.1,) if quick else (0.1, 0.5)
-    train += [make(f"{n} networks, edge-popup, density {d:g}", partial(_popup, n, steps, d)) for d in popup]
-    return train
+    train += [
+        make(f"{_networks(n)}, random mask, density {d:g}", partial(_train, n, steps, d, "random"), budget=2.0)
+        for d in ((0.005,) if quick else (0.1, 0.01, 0.005))
+    ]
+    popup = [(n, 0.1), (1, 0.1)] if quick else [(16, 0.1), (16, 0.5), (1, 0.1), (1, 0.5)]
+    train += [
+        make(f"{_networks(count)}, edge-popup, density {d:g}", partial(_popup, count, steps, d), budget=2.0)
+        for count, d in popup
+    ]
+    return train + _curves(quick, make)
+
+
+def _networks(n: int) -> str:
+    return f"{n:,} network{'s' * (n > 1)}"
+
+
+def _label(n: int, density: float) -> str:
+    return f"{_networks(n)}, Adam, density {density:g}"
+
+
+def _points(n: int, density: float) -> tuple[Point, ...]:
+    """The main cases are points of the curves, too."""
+    points = (Point(KEPT, n_kept_and_live(make_mask("connected", WIDTHS, n, density), WIDTHS)[0]),)
+    if density not in (1.0, 0.1):
+        return points
+    at = {WIDTH: 100, DEPTH: len(WIDTHS), THREADS: torch.get_num_threads(), BATCH: 32}
+    points += tuple(Point(axis, x, f"density {density:g}") for axis, x in at.items())
+    return (*points, Point(NETWORKS, n)) if density == 0.1 else points
+
+
+def _curves(quick: bool, make) -> list[Case]:
+    """One thing changes at a time: width, depth, networks, threads, batch."""
+    densities = (0.1,) if quick else (1.0, 0.1)
+    found = []
+
+    def add(axis: str, x: int, label: str, density: float, line: bool = True, **settings) -> None:
+        point = Point(axis, x, f"density {density:g}" if line else "")
+        build = partial(_curve, density=density, jax=not quick, **settings)
+        found.append(make(f"{label}, density {density:g}", build, budget=0.3, points=(point,), compared=False))
+
+    for d in densities:
+        for width in (32, 300) if quick else (32, 300, 1000):
+            add(WIDTH, width, f"width {width}", d, widths=(2, *[width] * 3, 4), n=2 if width == 1000 else 16)
+        for depth in (10,) if quick else (3, 10, 20):
+            add(DEPTH, depth, f"depth {depth}", d, widths=(2, *[100] * (depth - 2), 4))
+        for n_threads in _fewer_threads(quick):
+            add(THREADS, n_threads, f"{n_threads} thread{'s' * (n_threads > 1)}", d, n_threads=n_threads)
+        for size in (128,) if quick else (8, 128, 512):
+            add(BATCH, size, f"batch {size}", d, batch_size=size)
+    for n in (1, 64) if quick else (1, 4, 64, 256, 1000, *([10_000] if _free_bytes() > LARGEST_BYTES else [])):
+        add(NETWORKS, n, _networks(n), 0.1, line=False, n=n, steps=20 if n == 10_000 else CURVE_STEPS)
+    return found
+
+
+def _fewer_threads(quick: bool) -> list[int]:
+    """Powers of two below the threads that all other cases run on."""
+    n = torch.get_num_threads()
+    return [1 << i for i in range(n.bit_length()) if 1 << i < n][: 1 if quick else None]
+
+
+def _free_bytes() -> int:
+    """What Linux says is available; 0 where it does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
 
 
 @cache
@@ -50,31 +120,38 @@ def _data() -> pns.tasks.Data:
     return pns.tasks.get("circle").sample(n=10_000, seed=0)
 
 
-def _job(n: int, n_samples: int, density: float, lr: float) -> Training:
-    """The first ``n_samples`` of Circle in the trainer's own batch order."""
-    parameters = pns.init_population(WIDTHS, n=n, seed=0).flatten()
-    mask = torch.rand(parameters.shape, generator=torch.Generator().manual_seed(0)) < density
-    order = torch.stack([ops.batch_order(n_samples, (0, i), 0) for i in range(n)])
+def _job(
+    n: int,
+    n_samples: int,
+    mask: Tensor,
+    lr: float,
+    widths: Sequence[int] = WIDTHS,
+    batch_size: int = 32,
+    n_orders: int | None = None,
+) -> Training:
+    """The first ``n_samples`` of Circle in the trainer's own batch order; ``n_orders``: where peers train fewer."""
+    parameters = pns.init_population(widths, n=min(n, DISTINCT), seed=0).flatten().repeat(-(-n // DISTINCT), 1)[:n]
+    order = torch.stack([ops.batch_order(n_samples, (0, i), 0) for i in range(n if n_orders is None else n_orders)])
     x, y = _data().x_train[:n_samples], _data().y_train[:n_samples]
-    return Training(WIDTHS, parameters * mask, mask, x, y, order, lr=lr)
+    return Training(tuple(widths), parameters.mul_(mask), mask, x, y, order, batch_size, lr)
 
 
 def _ours(job: Training, **options) -> Tensor:
-    """Trains one epoch; mean losses [N]. The test set is one batch: its evaluation costs two steps of 282."""
+    """Trains one epoch; mean losses [N]. The test set is 32 samples: its evaluation costs less than a step."""
     n = len(job.parameters)
     keys = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], dim=1)
-    samples = job.x[None], job.y[None], job.x[None, : job.batch_size], job.y[None, : job.batch_size]
+    samples = job.x[None], job.y[None], job.x[None, :32], job.y[None, :32]
     results = ops.mlp_trainer(
-        job.parameters, job.mask, WIDTHS, *samples, torch.zeros(n, dtype=torch.int64), keys,
+        job.parameters, job.mask, job.widths, *samples, torch.zeros(n, dtype=torch.int64), keys,
         loss="cross_entropy", epochs=1, batch_size=job.batch_size, lr=job.lr, **options,
     )  # fmt: skip
     return results[3][:, 0]
 
 
-def _kept_weights(mask: Tensor) -> tuple[float, float]:
+def _kept_weights(mask: Tensor, widths: Sequence[int]) -> tuple[float, float]:
     """Mean kept weights of a network: of all layers, and of the first, whose input needs no gradient."""
     kept, at = [], 0
-    for n_in, n_out in pairwise(WIDTHS):
+    for n_in, n_out in pairwise(widths):
         kept.append(float(mask[:, at : at + n_in * n_out].sum()) / len(mask))
         at += (n_in + 1) * n_out
     return sum(kept), kept[0]
@@ -82,12 +159,27 @@ def _kept_weights(mask: Tensor) -> tuple[float, float]:
 
 def _work(job: Training, mask: Tensor) -> float:
     """FLOPs of one step: forward, gradient of the weights, gradient of the layer's input."""
-    kept, first = _kept_weights(mask)
+    kept, first = _kept_weights(mask, job.widths)
     return (6 * kept - 2 * first) * len(job.x) / job.steps
+
+
+def _dense_work(job: Training) -> float:
+    return _work(job, torch.ones_like(job.mask[:1]))
+
+
+def _kept_note(job: Training) -> str:
+    """How many parameters are kept, and how many of them do anything."""
+    kept, live = (round(count) for count in n_kept_and_live(job.mask, job.widths))
+    return f"{kept:,} kept, {'all' if live == kept else format(live, ',')} live"
 
 
 def _loss_check(expected: Tensor, tolerance: float, losses: Tensor) -> str:
     return differs(expected[: len(losses)].double(), losses.double(), tolerance, "loss of the epoch")
+
+
+def _own(job: Training, **options) -> Contender:
+    units = float(len(job.parameters) * job.steps)
+    return Contender(OURS, partial(_ours, job, **options), units=units, is_ours=True)
 
 
 def _peer(name: str, run, network_steps: int, expected: Tensor, tolerance: float, **options) -> Contender:
@@ -107,21 +199,19 @@ def _threads(name: str, run) -> tuple[str, object]:
     return f"{n} thread{'s' * (n > 1)}", forms[n]
 
 
-def _train(n: int, steps: int, density: float) -> list[Contender]:
-    job, part = _job(n, 9000, density, 1e-3), _job(STACKED, 32 * steps, density, 1e-3)
-    adam = {"optimizer": "adam", "beta1": 0.9}
-    full_losses, part_losses = _ours(job, **adam), _ours(part, **adam)
-    dense = _work(job, torch.ones_like(job.mask))
+ADAM = {"optimizer": "adam", "beta1": 0.9}
+
+
+def _train(n: int, steps: int, density: float, kind: str) -> list[Contender]:
+    mask = make_mask(kind, WIDTHS, n, density)
+    job, part = _job(n, 9000, mask, 1e-3), _job(STACKED, 32 * steps, mask[:STACKED], 1e-3)
+    full_losses, part_losses = _ours(job, **ADAM), _ours(part, **ADAM)
+    dense = _dense_work(job)
     loop_threads, loop = _threads("loop", partial(peers.train_loop, part))
     stack_threads, stack = _threads("stacked", partial(peers.train_stacked, part))
     contenders = [
-        Contender(
-            "pns_fast.ops.mlp_trainer",
-            partial(_ours, job, **adam),
-            units=float(n * job.steps),
-            work=_work(job, job.mask),
-            is_ours=True,
-        ),
+        # a rate over weights that are skipped would say nothing
+        replace(_own(job, **ADAM), work=None if kind == "random" else _work(job, job.mask), note=_kept_note(job)),
         _peer(
             "torch loop, 1 network", loop, part.steps, part_losses, LOSS_TOLERANCE,
             work=dense, note=f"{steps} of {job.steps} steps, {loop_threads}",
@@ -136,24 +226,49 @@ def _train(n: int, steps: int, density: float) -> list[Contender]:
     return contenders
 
 
+def _curve(
+    density: float,
+    jax: bool,
+    widths: tuple[int, ...] = WIDTHS,
+    n: int = 16,
+    steps: int = CURVE_STEPS,
+    batch_size: int = 32,
+    n_threads: int | None = None,
+) -> list[Contender]:
+    """Ours, and JAX where it takes few steps and runs on as many threads."""
+    steps = min(steps, CURVE_SAMPLES // batch_size)
+    jax = jax and n_threads is None and n * steps <= JAX_NETWORK_STEPS and max(widths) < 1000
+    mask = make_mask("connected", widths, min(n, DISTINCT), density).repeat(-(-n // DISTINCT), 1)[:n]
+    job = _job(n, batch_size * steps, mask, CURVE_LR, widths, batch_size, n_orders=n if jax else 1)
+    some = replace(job, mask=mask[:DISTINCT])
+    ours = replace(_own(job, **ADAM), work=_work(some, some.mask), note=_kept_note(some))
+    if n_threads is not None:
+        ours = replace(ours, run=peers.on_threads(ours.run, n_threads))
+    if not jax:
+        return [ours]
+    by_vmap = peers_jax.NAMES[:1]
+    losses, dense = _ours(job, **ADAM), _dense_work(job)
+    return [
+        ours,
+        *(
+            _peer(name, run, n * steps, losses, EPOCH_TOLERANCE, work=dense, note=note)
+            for name, (run, note) in peers_jax.trainers(job, torch.get_num_threads(), by_vmap).items()
+        ),
+    ]
+
+
 def _popup(n: int, steps: int, density: float) -> list[Contender]:
-    job, part = (_job(count, size, 1.0, 0.1) for count, size in ((n, 9000), (1, 32 * steps)))
+    mask = make_mask("connected", WIDTHS, n, 1.0)
+    job, part = _job(n, 9000, mask, 0.1), _job(1, 32 * steps, mask[:1], 0.1)
     scores = 0.1 * torch.randn(job.parameters.shape, generator=torch.Generator().manual_seed(1))
     sgd = {"optimizer": "sgd", "beta1": 0.9, "weight_decay": 5e-4, "density": density}
-    part_losses = _ours(part, scores=scores[:1], **sgd)
-    threads, loop = _threads("edge-popup", partial(peers.edge_popup_loop, part, scores[:1], density))
-    kept, first = _kept_weights(job.mask)
+    losses = _ours(part, scores=scores[:1], **sgd)
+    kept, first = _kept_weights(job.mask, WIDTHS)
     work = (2 * density * (2 * kept - first) + 2 * kept) * len(job.x) / job.steps
-    return [
-        Contender(
-            "pns_fast.ops.mlp_trainer",
-            partial(_ours, job, scores=scores, **sgd),
-            units=float(n * job.steps),
-            work=work,
-            is_ours=True,
-        ),
-        _peer(
-            "torch loop, 1 network", loop, part.steps, part_losses, POPUP_TOLERANCE,
-            note=f"{steps} of {job.steps} steps, {threads}",
-        ),
-    ]  # fmt: skip
+    contenders = [replace(_own(job, scores=scores, **sgd), work=work)]
+    loops = {"torch loop, topk": peers.edge_popup_loop, "torch loop, public code": peers.edge_popup_public}
+    for name, loop in loops.items():
+        threads, run = _threads(name, partial(loop, part, scores[:1], density))
+        note = f"1 network, {steps} of {job.steps} steps, {threads}"
+        contenders.append(_peer(name, run, part.steps, losses, POPUP_TOLERANCE, note=note))
+    return contenders
