@@ -43,7 +43,12 @@ def cases(quick: bool, device: str) -> list[Case]:
     n, steps = (8, 20) if quick else (16, 60)
     make = partial(Case, "mlp_trainer", unit="network-step")
     train = [
-        make(_label(n, d), partial(_train, n, steps, d, "connected"), budget=2.0, points=_points(n, d))
+        make(
+            f"{_networks(n)}, Adam, density {d:g}",
+            partial(_train, n, steps, d, "connected"),
+            budget=2.0,
+            points=(Point(KEPT, n_kept_and_live(make_mask("connected", WIDTHS, n, d), WIDTHS)[0]),),
+        )
         for d in (DENSITIES[::2] if quick else DENSITIES)
     ]
     train += [
@@ -62,41 +67,28 @@ def _networks(n: int) -> str:
     return f"{n:,} network{'s' * (n > 1)}"
 
 
-def _label(n: int, density: float) -> str:
-    return f"{_networks(n)}, Adam, density {density:g}"
-
-
-def _points(n: int, density: float) -> tuple[Point, ...]:
-    """The main cases are points of the curves, too."""
-    points = (Point(KEPT, n_kept_and_live(make_mask("connected", WIDTHS, n, density), WIDTHS)[0]),)
-    if density not in (1.0, 0.1):
-        return points
-    at = {WIDTH: 100, DEPTH: len(WIDTHS), THREADS: torch.get_num_threads(), BATCH: 32}
-    points += tuple(Point(axis, x, f"density {density:g}") for axis, x in at.items())
-    return (*points, Point(NETWORKS, n)) if density == 0.1 else points
-
-
 def _curves(quick: bool, make) -> list[Case]:
-    """One thing changes at a time: width, depth, networks, threads, batch."""
-    densities = (0.1,) if quick else (1.0, 0.1)
+    """One thing changes at a time: width, depth, networks, threads, batch. All cross in one case a density."""
     found = []
 
-    def add(axis: str, x: int, label: str, density: float, line: bool = True, **settings) -> None:
-        point = Point(axis, x, f"density {density:g}" if line else "")
+    def add(label: str, density: float, at: dict[str, float], **settings) -> None:
+        points = tuple(Point(axis, x, "" if axis == NETWORKS else f"density {density:g}") for axis, x in at.items())
         build = partial(_curve, density=density, jax=not quick, **settings)
-        found.append(make(f"{label}, density {density:g}", build, budget=0.3, points=(point,), compared=False))
+        found.append(make(f"{label}, density {density:g}", build, budget=0.3, points=points, compared=False))
 
-    for d in densities:
+    for d in (0.1,) if quick else (1.0, 0.1):
+        crossing = {WIDTH: 100, DEPTH: len(WIDTHS), BATCH: 32, THREADS: torch.get_num_threads()}
+        add(f"16 networks, {CURVE_STEPS} steps", d, {**crossing, **({NETWORKS: 16} if d == 0.1 else {})})
         for width in (32, 300) if quick else (32, 300, 1000):
-            add(WIDTH, width, f"width {width}", d, widths=(2, *[width] * 3, 4), n=2 if width == 1000 else 16)
+            add(f"width {width}", d, {WIDTH: width}, widths=(2, *[width] * 3, 4), n=2 if width == 1000 else 16)
         for depth in (10,) if quick else (3, 10, 20):
-            add(DEPTH, depth, f"depth {depth}", d, widths=(2, *[100] * (depth - 2), 4))
-        for n_threads in _fewer_threads(quick):
-            add(THREADS, n_threads, f"{n_threads} thread{'s' * (n_threads > 1)}", d, n_threads=n_threads)
+            add(f"depth {depth}", d, {DEPTH: depth}, widths=(2, *[100] * (depth - 2), 4))
         for size in (128,) if quick else (8, 128, 512):
-            add(BATCH, size, f"batch {size}", d, batch_size=size)
+            add(f"batch {size}", d, {BATCH: size}, batch_size=size)
+        for n in _fewer_threads(quick):
+            add(f"{n} thread{'s' * (n > 1)}", d, {THREADS: n}, n_threads=n)
     for n in (1, 64) if quick else (1, 4, 64, 256, 1000, *([10_000] if _free_bytes() > LARGEST_BYTES else [])):
-        add(NETWORKS, n, _networks(n), 0.1, line=False, n=n, steps=20 if n == 10_000 else CURVE_STEPS)
+        add(_networks(n), 0.1, {NETWORKS: n}, n=n)
     return found
 
 
@@ -231,12 +223,11 @@ def _curve(
     jax: bool,
     widths: tuple[int, ...] = WIDTHS,
     n: int = 16,
-    steps: int = CURVE_STEPS,
     batch_size: int = 32,
     n_threads: int | None = None,
 ) -> list[Contender]:
     """Ours, and JAX where it takes few steps and runs on as many threads."""
-    steps = min(steps, CURVE_SAMPLES // batch_size)
+    steps = min(CURVE_STEPS, CURVE_SAMPLES // batch_size)
     jax = jax and n_threads is None and n * steps <= JAX_NETWORK_STEPS and max(widths) < 1000
     mask = make_mask("connected", widths, min(n, DISTINCT), density).repeat(-(-n // DISTINCT), 1)[:n]
     job = _job(n, batch_size * steps, mask, CURVE_LR, widths, batch_size, n_orders=n if jax else 1)
