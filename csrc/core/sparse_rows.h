@@ -14,7 +14,7 @@ template <typename T>
 struct SparseRows {
   int64_t n_rows;
   const int64_t* begin;   // [n_rows + 1]
-  const int32_t* column;  // [begin[n_rows]]
+  const int32_t* column;  // [begin[n_rows]]; or already where the column begins in x, with a stride of 1
   const T* value;         // [entries]; with `entry`, value[entry[k]] is the k-th
   const int32_t* entry;   // null, or the position of each value: rows of a transpose share the values
 };
@@ -22,15 +22,16 @@ struct SparseRows {
 namespace {
 
 // acc[v] = sum over row r's entries k of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
-// an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle.
-template <int V, typename Vector, typename T>
-inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
+// an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle. kHasEntry:
+// whether a.entry is given.
+template <int V, bool kHasEntry, typename Vector, typename T>
+[[gnu::always_inline]] inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
   Vector second[V];
   for (int v = 0; v < V; ++v) acc[v] = second[v] = Vector::zero();
   const int64_t end = a.begin[r + 1];
   int64_t k = a.begin[r];
   auto add = [&](int64_t at, Vector* sum) {
-    const Vector w = Vector::broadcast(a.value[a.entry == nullptr ? at : a.entry[at]]);
+    const Vector w = Vector::broadcast(a.value[kHasEntry ? a.entry[at] : at]);
     const T* row = x + a.column[at] * stride;
     for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(row + v * Vector::kLanes), sum[v]);
   };
@@ -43,16 +44,16 @@ inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, in
 }
 
 // out[j] = sum over the batch of a[row[j]][b] * x[column[j]][b] for n entries, n at most Vector::kLanes
-// (the gradient of kept weights). a and x are [feature][n_vectors * lanes].
-template <typename Vector, typename T>
-inline Vector sparse_dots(const int32_t* row, const int32_t* column, int n, const T* a, const T* x,
-                          int64_t stride, int n_vectors) {
+// (the gradient of kept weights). a and x are [feature][n_vectors * lanes]. kVectors: n_vectors where it is known, or 0.
+template <typename Vector, int kVectors = 0, typename T>
+[[gnu::always_inline]] inline Vector sparse_dots(const int32_t* row, const int32_t* column, int n, const T* a, const T* x,
+                                                 int64_t stride, int n_vectors) {
   Vector acc[Vector::kLanes];
   for (int j = 0; j < n; ++j) {
     const T* left = a + row[j] * stride;
     const T* right = x + column[j] * stride;
     acc[j] = Vector::load(left) * Vector::load(right);
-    for (int v = 1; v < n_vectors; ++v) {
+    for (int v = 1; v < (kVectors > 0 ? kVectors : n_vectors); ++v) {
       acc[j] = fma(Vector::load(left + v * Vector::kLanes), Vector::load(right + v * Vector::kLanes), acc[j]);
     }
   }

@@ -109,7 +109,7 @@ template <int S, typename V, int... J> V fold_pair(V a, V b, std::integer_sequen
 
 // The horizontal sums of W vectors at once: lane j of the result is the sum of acc[j]'s lanes. W - 1 folds of two
 // shuffles and an add, about 3 instructions a sum instead of 8 for one at a time. Overwrites acc.
-template <int S, typename V> V fold_all(V* acc) {
+template <int S, typename V> [[gnu::always_inline]] inline V fold_all(V* acc) {
   for (int j = 0; j < S; ++j) {
     acc[j] = fold_pair<S>(acc[j], acc[j + S], std::make_integer_sequence<int, V::kLanes>());
   }
@@ -119,7 +119,7 @@ template <int S, typename V> V fold_all(V* acc) {
     return fold_all<S / 2>(acc);
   }
 }
-template <typename V> V horizontal_sums(V* acc) { return fold_all<V::kLanes / 2>(acc); }
+template <typename V> [[gnu::always_inline]] inline V horizontal_sums(V* acc) { return fold_all<V::kLanes / 2>(acc); }
 
 // Lanes of row pairs j, j + S exchanged: log2(W) such steps transpose a W x W block.
 template <int S, typename V, int... J> void swap_pair(V& a, V& b, std::integer_sequence<int, J...>) {

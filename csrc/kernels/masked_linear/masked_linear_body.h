@@ -26,7 +26,7 @@ void masked_tile(MaskedProduct product, const MaskedTile<T>& t, int64_t row_begi
     const Vector bias = Vector::broadcast(t.bias == nullptr ? T{0} : t.bias[r]);
     for (int64_t b = 0; b < kBatchTile; b += kVectors * W) {
       Vector acc[kVectors];
-      sparse_row_product<kVectors>(rows, r, t.x + b, kBatchTile, acc);
+      sparse_row_product<kVectors, false>(rows, r, t.x + b, kBatchTile, acc);
       for (int v = 0; v < kVectors; ++v) (acc[v] + bias).store(t.y + r * kBatchTile + b + v * W);
     }
   }

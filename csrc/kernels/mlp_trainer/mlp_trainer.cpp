@@ -28,7 +28,7 @@ struct PlainStep {
       for (int64_t r = 0; r < layer.n_live; ++r) {
         for (int64_t b = 0; b < n_batch; ++b) {
           float y = layer.bias[r];
-          for (int64_t k = layer.begin[r]; k < layer.begin[r + 1]; ++k) y += layer.weight[k] * x[layer.column[k] * stride + b];
+          for (int64_t k = layer.begin[r]; k < layer.begin[r + 1]; ++k) y += layer.weight[k] * x[layer.column[k] + b];
           if (l + 1 < net.layers.size() && y <= 0) y = 0;
           layer.output[layer.live[r] * stride + b] = y;
         }
@@ -72,14 +72,14 @@ struct PlainStep {
         std::fill(below.delta.data(), below.delta.data() + below.n_out * stride, 0.0f);
         for (int64_t k = 0; k < layer.n_entries; ++k) {
           for (int64_t b = 0; b < n_batch; ++b) {
-            const int64_t i = layer.column[k] * stride + b;
-            if (x[i] > 0) below.delta[i] += layer.weight[k] * layer.delta[layer.row[k] * stride + b];
+            const int64_t i = layer.column[k] + b;
+            if (x[i] > 0) below.delta[i] += layer.weight[k] * layer.delta[layer.row[k] + b];
           }
         }
       }
       for (int64_t k = 0; k < layer.n_entries; ++k) {
         float g = 0;
-        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] * stride + b] * x[layer.column[k] * stride + b];
+        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] + b] * x[layer.column[k] + b];
         if (layer.has_factor) g *= layer.factor[k];
         if (layer.is_edge_popup && layer.score[k] < 0) g = -g;
         update(rule, &layer.trained()[k], &layer.state[2 * k], g);

@@ -41,14 +41,18 @@ struct MlpStep {
     const int64_t stride = net.batch_stride;
     const float* x = net.layer_input(l);
     const bool is_last = l + 1 == net.layers.size();
+    // Locals: a vector's store might change what a Layer holds, as far as the compiler can tell.
+    const float* bias_of = layer.bias.data();
+    const int32_t* live = layer.live.data();
+    float* output = layer.output.data();
     for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
       auto finish = [&](int64_t k, Vector* acc) {
-        const Vector bias = Vector::broadcast(layer.bias[k]);
+        const Vector bias = Vector::broadcast(bias_of[k]);
         for (int v = 0; v < V; ++v) {
           Vector y = acc[v] + bias;
           if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
-          y.store(layer.output.data() + layer.live[k] * stride + at + v * W);
+          y.store(output + live[k] * stride + at + v * W);
         }
       };
       if (layer.is_dense) {
@@ -58,7 +62,7 @@ struct MlpStep {
         const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
         for (int64_t k = share.member; k < layer.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V>(rows, k, x + at, stride, acc);
+          sparse_row_product<V, false>(rows, k, x + at, 1, acc);
           finish(k, acc);
         }
       }
@@ -162,15 +166,27 @@ struct MlpStep {
 
   template <typename Updater>
   static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
+    switch (n_vectors(n_batch)) {
+      case 1: return gradient_update<1>(net, l, n_batch, share, updater);
+      case 2: return gradient_update<2>(net, l, n_batch, share, updater);
+      case 4: return gradient_update<4>(net, l, n_batch, share, updater);
+      default: return gradient_update<0>(net, l, n_batch, share, updater);
+    }
+  }
+
+  // kVectors: those of the batch where they are known, or 0.
+  template <int kVectors, typename Updater>
+  static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
     Layer& layer = net.layers[l];
+    const int64_t count = kVectors > 0 ? kVectors : n_vectors(n_batch);
     if (layer.is_dense) {
       float* transposed = net.transposed(share.member);
       transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch, transposed);
       dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, updater);
     } else {
-      sparse_gradient_update(net, l, n_batch, share, updater);
+      sparse_gradient_update<kVectors>(layer, net.layer_input(l), count, share, updater);
     }
-    bias_update(net, layer, n_batch, share, updater);
+    bias_update(layer, net.batch_stride, count, share, updater);
   }
 
   // delta_{l-1} = W_l^T delta_l where h_{l-1} > 0.
@@ -178,14 +194,16 @@ struct MlpStep {
     Layer& layer = net.layers[l];
     Layer& below = net.layers[l - 1];
     const int64_t stride = net.batch_stride;
+    const int32_t* live = below.live.data();
+    const float* output = below.output.data();
+    float* delta_below = below.delta.data();
     for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
       const float* delta = layer.delta.data() + at;
       auto finish = [&](int64_t i, Vector* acc) {
         for (int v = 0; v < V; ++v) {
           const int64_t k = i * stride + at + v * W;
-          select(Vector::load(below.output.data() + k) > Vector::zero(), acc[v], Vector::zero())
-              .store(below.delta.data() + k);
+          select(Vector::load(output + k) > Vector::zero(), acc[v], Vector::zero()).store(delta_below + k);
         }
       };
       if (layer.is_dense) {
@@ -196,39 +214,44 @@ struct MlpStep {
                                         layer.weight.data(), layer.column_entry.data()};
         for (int64_t k = share.member; k < below.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V>(columns, below.live[k], delta, stride, acc);
-          finish(below.live[k], acc);
+          sparse_row_product<V, true>(columns, live[k], delta, 1, acc);
+          finish(live[k], acc);
         }
       }
     });
   }
 
-  template <typename Updater>
-  static void sparse_gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
-    Layer& layer = net.layers[l];
+  template <int kVectors, typename Updater>
+  static void sparse_gradient_update(Layer& layer, const float* x, int64_t count, Share share, const Updater& updater) {
     const int64_t n = layer.n_stored();
-    const int count = static_cast<int>(n_vectors(n_batch));
+    const int32_t *row = layer.row.data(), *column = layer.column.data();
+    const float *delta = layer.delta.data(), *factor = layer.factor.data();
+    float *trained = layer.trained(), *state = layer.state.data();
+    const bool has_factor = layer.has_factor, is_edge_popup = layer.is_edge_popup;
     for (int64_t k = share.member * W; k < n; k += share.size * W) {
-      Vector g = sparse_dots<Vector>(layer.row.data() + k, layer.column.data() + k, W, layer.delta.data(),
-                                     net.layer_input(l), net.batch_stride, count);
-      if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
-      updater.apply(layer.trained() + k, layer.state.data() + 2 * k, g);
+      Vector g = sparse_dots<Vector, kVectors>(row + k, column + k, W, delta, x, 1, static_cast<int>(count));
+      if (has_factor) g = trained_gradient(g, factor + k, is_edge_popup, trained + k);
+      updater.apply(trained + k, state + 2 * k, g);
     }
   }
 
   template <typename Updater>
-  static void bias_update(Network& net, Layer& layer, int64_t n_batch, Share share, const Updater& updater) {
-    for (int64_t k = share.member * W; k < layer.n_live; k += share.size * W) {
+  [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t stride, int64_t count, Share share,
+                                                 const Updater& updater) {
+    const int64_t n = layer.n_live;
+    const int32_t* live = layer.live.data();
+    const float *delta = layer.delta.data(), *factor = layer.bias_factor.data();
+    float *trained = layer.bias_trained(), *state = layer.bias_state.data();
+    for (int64_t k = share.member * W; k < n; k += share.size * W) {
       Vector acc[W];
       for (int j = 0; j < W; ++j) {
         // behind the last bias the last one again: those lanes are padding
-        const float* delta = layer.delta.data() + layer.live[std::min(k + j, layer.n_live - 1)] * net.batch_stride;
-        acc[j] = Vector::load(delta);
-        for (int64_t v = 1; v < n_vectors(n_batch); ++v) acc[j] = acc[j] + Vector::load(delta + v * W);
+        const float* of_neuron = delta + live[std::min(k + j, n - 1)] * stride;
+        acc[j] = Vector::load(of_neuron);
+        for (int64_t v = 1; v < count; ++v) acc[j] = acc[j] + Vector::load(of_neuron + v * W);
       }
-      const Vector g = trained_gradient(horizontal_sums(acc), layer.bias_factor.data() + k, layer.is_edge_popup,
-                                        layer.bias_trained() + k);
-      updater.apply(layer.bias_trained() + k, layer.bias_state.data() + 2 * k, g);
+      const Vector g = trained_gradient(horizontal_sums(acc), factor + k, layer.is_edge_popup, trained + k);
+      updater.apply(trained + k, state + 2 * k, g);
     }
   }
 

@@ -48,7 +48,7 @@ struct Liveness {
 };
 
 void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-                     const std::vector<uint8_t>& can_be_nonzero) {
+                     const std::vector<uint8_t>& can_be_nonzero, int64_t batch_stride) {
   const int64_t capacity = padded(layer.n_out * layer.n_in);
   layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
   layer.n_live = 0;
@@ -62,8 +62,8 @@ void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_
     const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
     for (int64_t i = 0; i < layer.n_in; ++i) {
       if (!line[i] || !can_be_nonzero[i]) continue;
-      layer.row[k] = static_cast<int32_t>(o);
-      layer.column[k] = static_cast<int32_t>(i);
+      layer.row[k] = static_cast<int32_t>(o * batch_stride);
+      layer.column[k] = static_cast<int32_t>(i * batch_stride);
       ++layer.column_begin[i + 1];
       ++k;
     }
@@ -75,20 +75,20 @@ void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_
   std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
   layer.column_row.resize(k), layer.column_entry.resize(k);
   for (int64_t j = 0; j < k; ++j) {
-    const int64_t to = at[layer.column[j]]++;
+    const int64_t to = at[layer.column[j] / batch_stride]++;
     layer.column_row[to] = layer.row[j];
     layer.column_entry[to] = static_cast<int32_t>(j);
   }
 }
 
-void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
+void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores, int64_t batch_stride) {
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
   layer.has_factor = layer.is_edge_popup || (layer.is_dense && layer.n_entries < layer.n_out * layer.n_in);
   layer.weight.assign_zero(n), layer.state.assign_zero(2 * n);
   layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
   for (int64_t k = 0; k < n; ++k) {
-    const int64_t at = layer.flat_position(k);
+    const int64_t at = layer.flat_position(k, batch_stride);
     if (at < 0) continue;
     layer.weight[k] = mask[at] ? parameters[at] : 0;
     if (scores != nullptr) layer.score[k] = scores[at];
@@ -106,9 +106,9 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
 
 }  // namespace
 
-int64_t Layer::flat_position(int64_t k) const {
+int64_t Layer::flat_position(int64_t k, int64_t batch_stride) const {
   if (is_dense) return k % row_stride < n_in ? weight_at + k / row_stride * n_in + k % row_stride : -1;
-  return k < n_entries ? weight_at + row[k] * n_in + column[k] : -1;
+  return k < n_entries ? weight_at + row[k] / batch_stride * n_in + column[k] / batch_stride : -1;
 }
 
 int32_t ScorePart::key(float score) {
@@ -170,7 +170,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l]);
+    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l], batch_stride);
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
@@ -179,7 +179,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
     }
     n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
-    fill_values(layer, parameters, mask, scores);
+    fill_values(layer, parameters, mask, scores, batch_stride);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
   score_parts.clear();
@@ -208,7 +208,7 @@ void Network::store(float* flat) const {
     const float* weight = layer.is_edge_popup ? layer.score.data() : layer.weight.data();
     const float* bias = layer.is_edge_popup ? layer.bias_score.data() : layer.bias.data();
     for (int64_t k = 0; k < layer.n_stored(); ++k) {
-      const int64_t at = layer.flat_position(k);
+      const int64_t at = layer.flat_position(k, batch_stride);
       // Pruned entries of a dense layer keep what the caller put there.
       if (at >= 0 && (layer.is_edge_popup || !layer.has_factor || layer.factor[k] != 0)) flat[at] = weight[k];
     }

@@ -28,7 +28,8 @@ struct Layer {
   int64_t n_live = 0;
   AlignedBuffer<int32_t> live;                    // [n_live]
 
-  // Compressed: kept weights in row order, and for the input gradient their places in column order.
+  // Compressed: kept weights in row order, and for the input gradient their places in column order. row, column and
+  // column_row say where the neuron's activations begin: index * batch_stride.
   int64_t n_entries = 0;
   AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
   AlignedBuffer<int32_t> row, column;             // [padded entries]
@@ -49,7 +50,7 @@ struct Layer {
 
   int64_t n_stored() const { return is_dense ? n_out * row_stride : padded(n_entries); }
   // Position of stored weight k in the flat layout; below weight_at for padding.
-  int64_t flat_position(int64_t k) const;
+  int64_t flat_position(int64_t k, int64_t batch_stride) const;
 };
 
 // Scores that compete with each other in edge-popup: the weights or the biases of a layer, [n_rows][stride].
