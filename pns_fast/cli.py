@@ -248,12 +248,12 @@ def _sweep(args: argparse.Namespace) -> int:
     swept = time.perf_counter()
     _write_outputs(records, args.figure, args.csv)
     now = time.perf_counter()
-    report.seconds.update(imports=imported - begin, figure=now - swept, total=now - begin)
     if not args.quiet:
         from .sweeps.table import print_closing, print_results
 
         print_results(records)
-        print_closing(report, {"store": args.store, "figure": args.figure, "csv": args.csv})
+        besides = {"imports": imported - begin, "figure": now - swept}
+        print_closing(report, records, besides, {"store": args.store, "figure": args.figure, "csv": args.csv})
     return _report_failures(records)
 
 

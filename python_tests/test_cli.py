@@ -59,7 +59,15 @@ def test_sweep_writes_store_figure_csv_and_table(here, capsys):
         "8: 8 new, 0 stored before, 0 failed",
     ):
         assert shown in out
-    for shown in ("training", "scoring", "planting", "data", "store", "s.db", "f.png", "c.csv"):
+    header, seconds, percent = (
+        next(line.split() for line in out.splitlines() if line.split()[:1] == [name])
+        for name in ("sweep", "seconds", "percent")
+    )
+    assert header[1:] == ["training", "scoring", "planting", "data", "store", "other"]
+    assert len(seconds) == len(percent) == 7
+    assert sum(map(float, percent[1:])) == pytest.approx(100, abs=0.4)  # each is rounded
+    assert "diverged" not in out
+    for shown in ("the sweep; besides imports", "figure", "s.db", "f.png", "c.csv"):
         assert shown in out
     assert "singleshot: 8 of 8 cells, 0 failed" in err
     assert main(argv) == 0
@@ -204,6 +212,16 @@ def test_failed_cells_are_told_and_retried(here, capsys, monkeypatch):
     assert "8: 0 new, 8 stored before, 2 failed" in capsys.readouterr().out
     assert main([*argv, "--retry-failed"]) == 0
     assert "8: 2 new, 6 stored before, 0 failed" in capsys.readouterr().out
+
+
+def test_diverged_networks_are_counted(here, capsys):
+    argv = ["sweep", "singleshot", *SMALL, "--density=1", "--pruner=random", "--lr=1e30", "--figure=f.png"]
+    for expected in (
+        "2: 2 new, 0 stored before, 0 failed, 2 diverged",
+        "2: 0 new, 2 stored before, 0 failed, 2 diverged",
+    ):
+        assert main(argv) == 0
+        assert expected in capsys.readouterr().out
 
 
 def test_ctrl_c_says_how_to_resume(here, capsys, monkeypatch):

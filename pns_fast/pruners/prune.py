@@ -105,7 +105,7 @@ def threshold(
             f"scores: expected shape [N, {sum(sizes)}] for widths {tuple(widths)}, got {list(scores.shape)}"
         )
     kept = _flat_masks(masks, scores, widths)
-    if torch.isnan(scores[kept]).any():
+    if (torch.isnan(scores) & kept).any():
         raise ValueError("scores: expected no NaN")
     # a kept -inf still ranks above everything pruned
     ranked = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(~kept, -torch.inf)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from ..networks import Masks, Population, init_population
 from .grid import Cell
 from .store import Outcome
 
-# At most this many parameters in one native call (256 MB a copy) and in the mothers that are alive at once.
+# At most this many parameters in one native call (256 MB a copy).
 _MAX_CALL_PARAMETERS = 2**26
-_MAX_MOTHER_PARAMETERS = 2**24
+# And this many bytes of mothers and data sets that are alive at once; scoring holds the mothers about ten times.
+_MAX_BLOCK_BYTES = 2**25
 
 # Cells that agree in these go through the pipeline together; what is left is pruner, density and seed.
 _SHARED = (
@@ -59,6 +61,11 @@ class Mothers:
     ticket_metric: list[float]
     ticket_loss: list[float]
 
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The pruning batch of each mother: every pruner looks at the same one."""
+        return pruners.pruning_batch(self.data, self.task.loss, seed=list(self.rows))
+
     def select(self, seeds: Sequence[int]) -> tuple[Population, list[tasks.Data], Masks]:
         """Planted networks, data and planted masks, one a seed; a seed may come more than once."""
         rows = [self.rows[s] for s in seeds]
@@ -80,11 +87,10 @@ class _Trained:
 
 
 def mother_groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
-    """Cells that differ in pruner, density and seed only, in blocks whose mothers fit into memory."""
-
+    """Cells that differ in pruner, density and seed only, in blocks whose mothers and data fit into memory."""
     for _, group in _grouped(cells, *_SHARED):
         seeds = list(dict.fromkeys(c.seed for c in group))
-        n_block = max(1, _MAX_MOTHER_PARAMETERS // _parameter_count(group[0]))
+        n_block = max(1, _MAX_BLOCK_BYTES // _seed_bytes(group[0]))
         for at in range(0, len(seeds), n_block):
             block = set(seeds[at : at + n_block])
             yield [c for c in group if c.seed in block]
@@ -95,13 +101,21 @@ def _parameter_count(cell: Cell) -> int:
     return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
 
 
+def _seed_bytes(cell: Cell) -> int:
+    """Of one mother and its data set; labels are int64, targets float32."""
+    task = tasks.get(cell.task)
+    label = 8 if task.loss == "cross_entropy" else 4 * task.n_outputs
+    return 4 * _parameter_count(cell) + cell.n_samples * (4 * task.n_inputs + label)
+
+
 def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock) -> Iterator[list[Outcome]]:
     """The outcomes of one mother group, a chunk of networks at a time.
 
     Args:
         cells: out of :func:`mother_groups`, or any part of such a group.
         chunk: most networks in one native call.
-        clock: gets the seconds of data, planting, scoring and training (multishot scores while it trains).
+        clock: gets the seconds of data, planting, scoring and training ("training, scoring" in multishot,
+            which does both in one call).
 
     Returns:
         An iterator over lists of outcomes. An error in any step is raised and ends it.
@@ -164,9 +178,9 @@ def _pruned(cells: Sequence[Cell], mothers: Mothers, clock: Clock) -> Iterator[t
     scope, rounds = cells[0].scope, cells[0].rounds
     for (pruner,), group in _grouped(cells, "pruner"):
         seeds = list(dict.fromkeys(c.seed for c in group))
-        population, data, _ = mothers.select(seeds)
+        rows = [mothers.rows[s] for s in seeds]
         with clock("scoring"):
-            batch = pruners.pruning_batch(data, loss, seed=seeds)
+            population, batch = mothers.planted.population.select(rows), tuple(part[rows] for part in mothers.batch)
             densities = dict.fromkeys(c.density for c in group)
             if rounds == 1:
                 scores = pruners.score(population, pruner, batch, loss, seeds)
@@ -186,7 +200,7 @@ def _multishot(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock
         for batch in _chunks(group, chunk):
             started, like, seeds = time.time(), batch[0], [c.seed for c in batch]
             population, data, planted_masks = mothers.select(seeds)
-            with clock("training"):
+            with clock("training, scoring"):
                 shots = training.multishot(
                     population,
                     pruner,

@@ -31,7 +31,7 @@ class Report:
     n_ok: int = 0
     n_failed: int = 0
     interrupted: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase, and "total"
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, and "total", which is more than their sum
 
     @property
     def n_left(self) -> int:

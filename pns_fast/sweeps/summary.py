@@ -90,6 +90,12 @@ def panels(records: Sequence[dict]) -> list[Panel]:
     return [_panel(key, groups[key]) for key in keys]
 
 
+def diverged(record: dict) -> bool:
+    """Whether a finished cell ended with a loss or metric that is not finite."""
+    names = ("strong_metric", "weak_metric", "strong_loss", "weak_loss")
+    return record["status"] == "ok" and not all(math.isfinite(record[name]) for name in names)
+
+
 def _panel(key: tuple, records: list[dict]) -> Panel:
     from .. import tasks
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .summary import Panel, Spread, panels
+from .summary import Panel, Spread, diverged, panels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +21,8 @@ CSV_COLUMNS = (
     *("strong_metric", "weak_metric", "strong_loss", "weak_loss", "kept", "effective_density", "collapsed"),
     *("precision", "recall"),
 )
+
+_PHASES = ("training", "training, scoring", "scoring", "planting", "data", "store")
 
 
 def write_csv(records: Sequence[dict], path: str | os.PathLike) -> None:
@@ -110,26 +112,50 @@ def print_results(records: Sequence[dict]) -> None:
             console.print(table)
 
 
-def print_closing(report: Report, places: dict[str, str | None]) -> None:
-    """Print how many cells ran, where the time went, and where the results are.
+def print_closing(
+    report: Report, records: Sequence[dict], besides: dict[str, float], places: dict[str, str | None]
+) -> None:
+    """Print how many cells ran and diverged, where the time went, and where the results are.
 
     Args:
-        report: of the run; its ``seconds["total"]`` may include more than the phases, which is then "rest".
+        report: of the run.
+        records: of its cells, those stored before included.
+        besides: name -> seconds of what was done around the sweep.
         places: name -> path; None is left out.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    phases = {name: s for name, s in report.seconds.items() if name != "total"}
-    total = report.seconds["total"]
-    split = [*sorted(phases.items(), key=lambda item: -item[1]), ("rest", total - sum(phases.values()))]
     n_failed = report.n_failed + report.n_failed_before
     counts = f"{report.n_ok} new, {report.n_skipped} stored before, {n_failed} failed"
+    if n_diverged := sum(diverged(r) for r in records):
+        counts += f", [bold yellow]{n_diverged} diverged[/] (a loss or metric is not finite)"
     table = Table.grid(padding=(0, 2))
     table.add_row("networks", f"{report.n_cells}: {counts}")
-    table.add_row("time", f"[bold]{total:.1f} s[/]: " + ", ".join(f"{name} {s:.1f}" for name, s in split))
+    around = ", ".join(f"{name} {s:.1f} s" for name, s in besides.items())
+    table.add_row("time", f"[bold]{report.seconds['total']:.1f} s[/] the sweep; besides {around}")
     for name, path in places.items():
         if path:
             table.add_row(name, Text(path))  # a name may look like markup
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(_split(report.seconds))
+    console.print(table)
+
+
+def _split(seconds: dict[str, float]) -> Table:
+    """Where the sweep's time went: a column a phase, in seconds and percent."""
+    from rich import box
+    from rich.table import Table
+
+    total = seconds["total"]
+    phases = {name: s for name, s in seconds.items() if name != "total"}
+    order = sorted(phases, key=lambda name: (_PHASES.index(name) if name in _PHASES else len(_PHASES), name))
+    split = {name: phases[name] for name in order} | {"other": total - sum(phases.values())}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("sweep", no_wrap=True)
+    for name in split:
+        table.add_column(name, justify="right")
+    table.add_row("seconds", *(f"{s:.2f}" for s in split.values()))
+    table.add_row("percent", *(f"{100 * s / total:.1f}" if total > 0 else "-" for s in split.values()))
+    return table

@@ -253,13 +253,62 @@ def test_kill_9_and_resume_equals_a_run_without_interruption(tmp_path):
 
 
 def test_blocks_of_mothers_cover_every_cell_once(monkeypatch):
-    monkeypatch.setattr("pns_fast.sweeps.experiment._MAX_MOTHER_PARAMETERS", 300)
+    monkeypatch.setattr("pns_fast.sweeps.experiment._MAX_BLOCK_BYTES", 6_000)
     cells = single(("relu", "circle"), ("random", "snip"), (0.5, "ticket"), range(7))
     groups = list(runner.mother_groups(cells))
     assert sorted(c.key for group in groups for c in group) == sorted(c.key for c in cells)
-    # 97 parameters a ReLU mother, 228 a Circle one
+    # 97 parameters a ReLU mother, 228 a Circle one; 200 samples of 8 and 16 bytes
     assert [len({c.seed for c in group}) for group in groups] == [3, 3, 1, *[1] * 7]
     assert all(len({c.task for c in group}) == 1 for group in groups)
+
+
+MEMORY = """
+import resource, sys
+from pns_fast import sweeps
+def peak(seeds):
+    cells = sweeps.expand("singleshot", ["circle"], ["snip"], [0.1], seeds, n_samples=2_000, epochs=0)
+    assert sweeps.run(cells, sys.argv[1]).n_ok == len(seeds)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+few = peak(range(300))
+print(peak(range(300, 1_800)) - few)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_seeds(tmp_path):
+    # 1,500 mothers and their data are 170 MB, and scoring would hold the mothers ten times
+    grown = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "x.db")], capture_output=True, text=True, check=True
+    )
+    assert float(grown.stdout) < 100
+
+
+def test_a_diverged_network_is_stored_told_and_harms_no_other(tmp_path):
+    from pns_fast.sweeps.summary import diverged
+
+    calm, wild = single(("circle", "helix"), densities=(1.0,)), single(("circle", "helix"), densities=(1.0,), lr=1e30)
+    report = sweeps.run(wild + calm, tmp_path / "x.db", chunk=3)
+    assert (report.n_ok, report.n_failed) == (16, 0)
+    records = {r["key"]: r for r in sweeps.read(tmp_path / "x.db")}
+    assert all(diverged(records[c.key]) for c in wild)
+    assert not any(diverged(records[c.key]) for c in calm)
+    sweeps.run(calm, tmp_path / "calm.db")
+    assert numbers(tmp_path / "calm.db").items() <= numbers(tmp_path / "x.db").items()
+    sweeps.save_figure([records[c.key] for c in wild], tmp_path / "x.png")
+    sweeps.write_csv(list(records.values()), tmp_path / "x.csv")
+
+
+def test_a_network_that_diverges_in_a_round_fails_alone(tmp_path):
+    cells = sweeps.expand("multishot", ["helix"], ["snip"], [0.5], range(2), rounds=2, round_epochs=2, lr=1e30, **SMALL)
+    report = sweeps.run(cells, tmp_path / "x.db")
+    assert (report.n_ok, report.n_failed) == (0, 2)
+    assert all("scores are not finite" in r["error"] for r in sweeps.read(tmp_path / "x.db"))
+
+
+def test_every_pruner_sees_the_same_batch_drawn_once(tmp_path, monkeypatch):
+    drawn, draw = [], pruners.pruning_batch
+    monkeypatch.setattr(pruners, "pruning_batch", lambda data, *a, **k: drawn.append(len(data)) or draw(data, *a, **k))
+    sweeps.run(single(pruner=("random", "snip", "grasp"), seeds=range(3)), tmp_path / "x.db")
+    assert drawn == [3]
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5, True])
