@@ -61,10 +61,10 @@ def _draw(data: Data, loss: str, n: int, key: tuple[int, int]) -> tuple[Tensor, 
     order = rng.generator(key, "pruning_batch").permutation(n_train)
     if loss == "cross_entropy":
         labels = data.y_train.cpu().numpy()[order]
-        turn = np.empty(n_train, dtype=np.int64)  # the how-manieth of its class a sample is
-        for c in np.unique(labels):
-            turn[labels == c] = np.arange((labels == c).sum())
-        order = order[np.argsort(turn, kind="stable")]
+        firsts = [np.flatnonzero(labels == c)[:n] for c in np.unique(labels)]
+        turns = [np.arange(len(f)) for f in firsts]  # the how-manieth of its class a sample is
+        at = np.concatenate(firsts)
+        order = order[at[np.lexsort((at, np.concatenate(turns)))]]
     index = torch.from_numpy(order[:n]).to(data.x_train.device)
     return data.x_train[index], data.y_train[index]
 
