@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from harness import Row
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 from report import ratio_text
 
 WON, LOST, GREY = "#1f77b4", "#d62728", "0.45"
@@ -99,12 +99,17 @@ def _cost(axis: Axes, rows: list[Row], what: str) -> None:
             label=label, **weight,
         )  # fmt: skip
     axis.set(xscale="log", yscale="log")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+    low, high = (f(y for points in curves.values() for _, y in points) for f in (min, max))
+    room = max(1.3, (10 * low / high) ** 0.5)  # a decade at least: noise should look like noise
+    axis.set_ylim(low / room, high * room)
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    plain = FuncFormatter(lambda value, _: f"{value:,g}")
+    for formatter in (axis.xaxis.set_major_formatter, axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatter(plain)
     _mark_points(axis, sorted({x for points in curves.values() for x, _ in points}))
     axis.set_xlabel(what, fontsize=8)
     axis.set_ylabel(f"us a {case.unit}", fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
