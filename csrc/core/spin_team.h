@@ -53,18 +53,26 @@ class SpinTeam {
     n_working_.store(size_ - 1, std::memory_order_relaxed);
     start();
     f(Share{0, size_});
-    const bool was_late = wait([this] { return n_working_.load(std::memory_order_acquire) == 0; });
-    // A member that keeps us waiting has no core of its own: alone is faster, for a while, then for longer.
-    if (was_late) {
-      n_alone_ = pause_;
-      pause_ = std::min<int64_t>(2 * pause_, 1 << 20);
-    } else if (pause_ > kFirstPause) {
-      --pause_;
-    }
+    count(wait([this] { return n_working_.load(std::memory_order_acquire) == 0; }));
   }
 
  private:
   static constexpr int64_t kFirstPause = 2000;
+  static constexpr int kPatience = 16;
+
+  // A member that keeps us waiting again and again has no core of its own: alone is faster, for a while, then for longer.
+  void count(bool was_late) {
+    if (was_late) {
+      if (--patience_ > 0) return;
+      n_alone_ = pause_;
+      pause_ = std::min<int64_t>(2 * pause_, 1 << 20);
+      patience_ = kPatience / 4;
+    } else if (++n_in_time_ % 256 == 0) {
+      patience_ = std::min(patience_ + 1, kPatience);
+      pause_ = std::max(kFirstPause, pause_ / 2);
+    }
+  }
+
 
   void start() { n_started_.fetch_add(1, std::memory_order_release); }
 
@@ -103,7 +111,8 @@ class SpinTeam {
   void (*call_)(const void*, Share) = nullptr;
   const void* job_ = nullptr;
   bool is_over_ = false;
-  int64_t n_alone_ = 0, pause_ = kFirstPause;
+  int64_t n_alone_ = 0, pause_ = kFirstPause, n_in_time_ = 0;
+  int patience_ = kPatience;
   std::atomic<bool> size_is_known_{false};
   alignas(64) std::atomic<uint64_t> n_started_{0};
   alignas(64) std::atomic<int> n_working_{0};

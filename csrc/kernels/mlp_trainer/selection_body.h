@@ -36,21 +36,23 @@ struct Selection {
     std::vector<ScorePart::Candidate>& inside = part.candidates;
     inside.clear();
     int64_t n_above = 0;
+    auto visit = [&](int64_t at, Int key) {
+      const Int is_above = key > highest;
+      n_above += __builtin_popcount(lane_bits<W>(is_above));
+      select(is_above, Vector::load(part.frozen + at), Vector::zero()).store(part.in_force + at);
+      for (uint32_t rest = lane_bits<W>((key >= lowest) & ~is_above); rest != 0; rest &= rest - 1) {
+        const int j = __builtin_ctz(rest);
+        inside.push_back({key[j], static_cast<int32_t>(at + j)});
+      }
+    };
     Int lane;
     for (int j = 0; j < W; ++j) lane[j] = j;
     for (int64_t r = 0; r < part.n_rows; ++r) {
-      for (int64_t c = 0; c < part.n_columns; c += W) {
-        const int64_t at = r * part.stride + c;
-        // Lanes behind the row rank below everything.
-        const Int key = lane < static_cast<int32_t>(std::min<int64_t>(part.n_columns - c, W)) ? keys(part.score + at) : Int{} - 2;
-        const Int is_above = key > highest;
-        n_above += __builtin_popcount(lane_bits<W>(is_above));
-        select(is_above, Vector::load(part.frozen + at), Vector::zero()).store(part.in_force + at);
-        for (uint32_t rest = lane_bits<W>((key >= lowest) & ~is_above); rest != 0; rest &= rest - 1) {
-          const int j = __builtin_ctz(rest);
-          inside.push_back({key[j], static_cast<int32_t>(at + j)});
-        }
-      }
+      const int64_t begin = r * part.stride, end = begin + part.n_columns;
+      int64_t at = begin;
+      for (; at + W <= end; at += W) visit(at, keys(part.score + at));
+      // lanes behind the row rank below everything
+      if (at < end) visit(at, lane < static_cast<int32_t>(end - at) ? keys(part.score + at) : Int{} - 2);
     }
     return part.finish(keep - n_above, highest);
   }
