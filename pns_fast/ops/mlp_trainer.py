@@ -84,6 +84,15 @@ def _check_networks(parameters: Tensor, mask: Tensor, widths: Sequence[int], dat
     check_shape("dataset", dataset, shape[:1], "one index a network")
 
 
+def _check_sizes(widths: Sequence[int], batch_size: int, name: str) -> None:
+    """The kernel counts a layer's weights and its activations in 32 bits, rows and batches padded to 16."""
+    padded = [-(-w // 16) * 16 for w in widths]
+    if max(n_in * n_out for n_in, n_out in itertools.pairwise(padded)) >= 2**31:
+        raise ValueError(f"widths: expected less than 2**31 weights in a layer, got {list(widths)}")
+    if max(widths) * (batch_size + 15) >= 2**31:
+        raise ValueError(f"{name}: expected widest layer x batch below 2**31, got {max(widths)} x {batch_size}")
+
+
 def _check_values(y: Tensor, name: str, n_classes: int) -> None:
     """Only on real tensors: values decide, not shapes."""
     if y.dtype == torch.int64 and y.numel() > 0 and not (int(y.min()) >= 0 and int(y.max()) < n_classes):
@@ -119,6 +128,7 @@ def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, 
         raise ValueError(
             f"epochs, batch_size: expected >= 0 and >= 1, got {options['epochs']}, {options['batch_size']}"
         )
+    _check_sizes(widths, min(options["batch_size"], x_train.shape[1]), "batch_size")
     if options["step_epochs"] < 1:
         raise ValueError(f"step_epochs: expected >= 1, got {options['step_epochs']}")
     if not 0.0 <= options["density"] <= 1.0:
@@ -220,10 +230,11 @@ def _run(tensors: dict, widths, loss: str, optimizer: str, schedule: str, **othe
 def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
     _check_networks(parameters, mask, widths, dataset, loss)
     _check_samples("", x, y, widths, loss, None)
-    _check_dataset(dataset, x.shape[0])
-    _check_values(y, "y", widths[-1])
     if x.shape[1] == 0:
         raise ValueError("x: expected at least one sample")
+    _check_sizes(widths, x.shape[1], "x")
+    _check_dataset(dataset, x.shape[0])
+    _check_values(y, "y", widths[-1])
     tensors = {
         "parameters": parameters, "mask": mask, "scores": None, "dataset": dataset,
         "keys": torch.zeros(len(parameters), 2, dtype=torch.int64),

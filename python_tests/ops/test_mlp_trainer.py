@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -420,3 +421,21 @@ def test_labels_and_numbers_out_of_range():
     for name, options in {"epochs": (SGD, -1), "density": ({**SGD, "density": math.nan}, 1)}.items():
         with pytest.raises(ValueError, match=name):
             train(case, *options)
+
+
+def test_sizes_beyond_32_bits_are_refused():
+    def arguments(widths, n):
+        one = torch.zeros(1, dtype=torch.int64)
+        x, y = torch.zeros(1, 1, widths[0]).expand(1, n, -1), torch.zeros(1, 1, dtype=torch.int64).expand(1, n)
+        p = sum((i + 1) * o for i, o in itertools.pairwise(widths))
+        parameters, mask = torch.zeros(1, 1).expand(1, p), torch.ones(1, 1, dtype=torch.bool).expand(1, p)
+        return parameters, mask, widths, x, y, x[:, :1], y[:, :1], one, one.expand(1, 2)
+
+    options = {"loss": "cross_entropy", "epochs": 1, **ADAM}
+    with pytest.raises(ValueError, match=r"^batch_size: "):
+        ops.mlp_trainer(*arguments([2, 16, 4], 2**27), batch_size=2**27, **options)
+    with pytest.raises(ValueError, match=r"^widths: .* weights in a layer"):
+        ops.mlp_trainer(*arguments([2, 2**15, 2**16, 4], 32), batch_size=32, **options)
+    wide = arguments([2, 16, 4], 2**27)
+    with pytest.raises(ValueError, match=r"^x: "):
+        ops.mlp_gradients(*wide[:5], wide[7], loss="cross_entropy")
