@@ -10,6 +10,10 @@
 #include <thread>
 #include <vector>
 
+#ifdef PNS_X86
+#include <xmmintrin.h>
+#endif
+
 #include "core/flush_denormals.h"
 
 namespace pns {
@@ -72,7 +76,6 @@ class SpinTeam {
       pause_ = std::max(kFirstPause, pause_ / 2);
     }
   }
-
 
   void start() { n_started_.fetch_add(1, std::memory_order_release); }
 

@@ -1,6 +1,7 @@
 // Vec<T, W>: W lanes of T in one register, on the compiler's vector extensions (GCC, Clang): one body compiles to
-// AVX2, AVX-512 or NEON; only the two estimates at the end of the arithmetic need intrinsics. Everything sits in an unnamed namespace, since each SIMD level is its
-// own file: a shared inline function would be merged by the linker and could carry AVX-512 into the baseline.
+// AVX2, AVX-512 or NEON; only the two estimates and lane_bits need intrinsics. Everything sits in an unnamed namespace,
+// since each SIMD level is its own file: a shared inline function would be merged by the linker and could carry AVX-512
+// into the baseline.
 #pragma once
 
 #include <cstdint>

@@ -345,8 +345,11 @@ class NetworkTrainer {
 bool mlp_trainer(const MlpTrainerParams& p) {
   const StepFunctions step = step_functions();
   const int n_threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(p.n_threads, p.n_networks)));
-  // Threads that are left over join in: the steps of a network are then shared.
-  const int team_size = step.has_dense ? std::max(1, p.n_threads / n_threads) : 1;
+  // Threads that are left over join in where a network may be large enough: its steps are then shared.
+  int64_t n_weights = 0;
+  for (int64_t l = 0; l < p.n_layers; ++l) n_weights += p.widths[l + 1] * padded(p.widths[l]);
+  const bool may_share = step.has_dense && n_weights * padded(std::min(p.batch_size, p.n_train)) >= kSharedFrom;
+  const int team_size = may_share ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step, team_size));
   std::atomic<bool> is_stopped{false};

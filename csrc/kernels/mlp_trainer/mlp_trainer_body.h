@@ -57,7 +57,7 @@ struct MlpStep {
       };
       if (layer.is_dense) {
         dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
-                              layer.n_in, x + at, stride, finish);
+                            layer.n_in, x + at, stride, finish);
       } else {
         const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
         for (int64_t k = share.member; k < layer.n_live; k += share.size) {

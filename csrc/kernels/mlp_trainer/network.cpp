@@ -8,11 +8,6 @@
 namespace pns {
 namespace {
 
-// Weights times batch from which several threads share the steps of one network. Below, what a step computes is less
-// than what the cores must fetch from each other. Measured on 2 cores: 3 layers of 300, batch 64 (12M) no gain, batch 128
-// 1.4x; 3 of 1000, density 0.1, batch 512 1.35x; 3 of 100, batch 32 (0.7M) would take 1.6 times as long.
-constexpr int64_t kSharedFrom = 12'000'000;
-
 // Parameters that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
 // Their gradient is zero for ever; without weight decay the optimiser leaves them bitwise as they are, so the compressed
 // layout leaves them out. A collapsed network costs next to nothing.
@@ -198,6 +193,8 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
     score_parts.push_back({1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(),
                            layer.bias.data()});
   }
+  // A selection then never allocates, so that it cannot fail on a thread of the team.
+  for (ScorePart& part : score_parts) part.candidates.reserve(part.n_rows * part.n_columns);
   input.assign_zero(n_inputs * batch_stride);
   scratch.assign_zero(team.size() * batch_stride * widest);
   together = n_multiplied * batch_stride >= kSharedFrom;
