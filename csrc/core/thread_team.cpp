@@ -1,0 +1,125 @@
+#include "core/thread_team.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace pns {
+namespace {
+
+// How long a thread looks for work before it sleeps: the parts of one call, and a forward and its backward, follow
+// each other faster than that. Longer would take the core from torch's own threads.
+constexpr std::chrono::microseconds kPatience{50};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Whether is_done() came true within the patience.
+template <typename F>
+bool spin_until(F&& is_done) {
+  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (is_done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < give_up);
+  return false;
+}
+
+class ThreadTeam {
+ public:
+  void run(int n_threads, void (*f)(void*, int), void* context) {
+    if (is_busy_.exchange(true, std::memory_order_acquire)) return f(context, 0);
+    n_threads = grow(n_threads);
+    f_ = f, context_ = context;
+    n_done_.store(0, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      places_.store(n_threads - 1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    f(context, 0);
+    // Whoever has not come by now is not waited for.
+    const int n_joined = n_threads - 1 - places_.exchange(0, std::memory_order_acq_rel);
+    auto is_done = [&] { return n_done_.load(std::memory_order_acquire) == n_joined; };
+    if (!spin_until(is_done)) {
+      std::unique_lock<std::mutex> lock(sleep_);
+      done_.wait(lock, is_done);
+    }
+    is_busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  // Threads there are, the caller included, up to n_threads.
+  int grow(int n_threads) {
+    try {
+      for (; n_started_ < n_threads - 1; ++n_started_) std::thread(&ThreadTeam::work, this).detach();
+    } catch (const std::system_error&) {
+      // No thread left: those that started, and the caller, do the work.
+    }
+    return n_threads < n_started_ + 1 ? n_threads : n_started_ + 1;
+  }
+
+  // A place in the present call, or 0: none is free.
+  int take_place() {
+    int free = places_.load(std::memory_order_relaxed);
+    while (free > 0 && !places_.compare_exchange_weak(free, free - 1, std::memory_order_acq_rel)) {
+    }
+    return free;
+  }
+
+  void work() {
+    int place = 0;
+    auto has_place = [&] { return (place = take_place()) > 0; };
+    while (true) {
+      if (!spin_until(has_place)) {
+        std::unique_lock<std::mutex> lock(sleep_);
+        wake_.wait(lock, has_place);
+      }
+      f_(context_, place);
+      n_done_.fetch_add(1, std::memory_order_acq_rel);
+      { std::lock_guard<std::mutex> lock(sleep_); }  // the caller has not looked yet, or sleeps: no notice is lost
+      done_.notify_one();
+    }
+  }
+
+  std::atomic<bool> is_busy_{false};
+  std::atomic<int> places_{0};  // workers the present call still takes
+  std::atomic<int> n_done_{0};
+  void (*f_)(void*, int) = nullptr;  // read only by who took a place
+  void* context_ = nullptr;
+  int n_started_ = 0;
+  std::mutex sleep_;
+  std::condition_variable wake_, done_;
+};
+
+// Never destroyed: its threads may outlive static destructors. A forked child has none of them and begins anew.
+std::atomic<ThreadTeam*> the_team{nullptr};
+
+ThreadTeam& team() {
+  ThreadTeam* existing = the_team.load(std::memory_order_acquire);
+  if (existing != nullptr) return *existing;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });
+  (void)registered;
+  auto* mine = new ThreadTeam();
+  if (the_team.compare_exchange_strong(existing, mine)) return *mine;
+  delete mine;
+  return *existing;
+}
+
+}  // namespace
+
+void run_on_team(int n_threads, void (*f)(void* context, int worker), void* context) {
+  team().run(n_threads, f, context);
+}
+
+}  // namespace pns
