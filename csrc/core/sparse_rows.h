@@ -21,18 +21,17 @@ struct SparseRows {
 
 namespace {
 
-// acc[v] = sum over row r's entries k of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
-// an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle. kHasEntry:
-// whether a.entry is given.
-template <int V, bool kHasEntry, typename Vector, typename T>
-[[gnu::always_inline]] inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
+// acc[v] += sum over entries k in [k, end) of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
+// an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle. With kHasEntry
+// the k-th value is value[entry[k]].
+template <int V, bool kHasEntry, typename Vector, typename T, typename Column>
+[[gnu::always_inline]] inline void sparse_sum(const Column* column, const T* value, const int32_t* entry, int64_t k,
+                                              int64_t end, const T* x, int64_t stride, Vector* acc) {
   Vector second[V];
-  for (int v = 0; v < V; ++v) acc[v] = second[v] = Vector::zero();
-  const int64_t end = a.begin[r + 1];
-  int64_t k = a.begin[r];
+  for (int v = 0; v < V; ++v) second[v] = Vector::zero();
   auto add = [&](int64_t at, Vector* sum) {
-    const Vector w = Vector::broadcast(a.value[kHasEntry ? a.entry[at] : at]);
-    const T* row = x + a.column[at] * stride;
+    const Vector w = Vector::broadcast(value[kHasEntry ? entry[at] : at]);
+    const T* row = x + column[at] * stride;
     for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(row + v * Vector::kLanes), sum[v]);
   };
   for (; k + 1 < end; k += 2) {
@@ -41,6 +40,13 @@ template <int V, bool kHasEntry, typename Vector, typename T>
   }
   if (k < end) add(k, acc);
   for (int v = 0; v < V; ++v) acc[v] = acc[v] + second[v];
+}
+
+// acc[v] = sparse_sum of row r.
+template <int V, bool kHasEntry, typename Vector, typename T>
+[[gnu::always_inline]] inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
+  for (int v = 0; v < V; ++v) acc[v] = Vector::zero();
+  sparse_sum<V, kHasEntry>(a.column, a.value, a.entry, a.begin[r], a.begin[r + 1], x, stride, acc);
 }
 
 // out[j] = sum over the batch of a[row[j]][b] * x[column[j]][b] for n entries, n at most Vector::kLanes

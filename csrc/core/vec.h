@@ -123,20 +123,20 @@ template <int S, typename V> [[gnu::always_inline]] inline V fold_all(V* acc) {
 template <typename V> [[gnu::always_inline]] inline V horizontal_sums(V* acc) { return fold_all<V::kLanes / 2>(acc); }
 
 // Lanes of row pairs j, j + S exchanged: log2(W) such steps transpose a W x W block.
-template <int S, typename V, int... J> void swap_pair(V& a, V& b, std::integer_sequence<int, J...>) {
+template <int S, typename V, int... J> [[gnu::always_inline]] inline void swap_pair(V& a, V& b, std::integer_sequence<int, J...>) {
   constexpr int W = V::kLanes;
   const V low{__builtin_shufflevector(a.v, b.v, ((J & S) ? W + (J ^ S) : J)...)};
   const V high{__builtin_shufflevector(a.v, b.v, ((J & S) ? W + J : (J ^ S))...)};
   a = low;
   b = high;
 }
-template <int S, typename V> void transpose_steps(V* rows) {
+template <int S, typename V> [[gnu::always_inline]] inline void transpose_steps(V* rows) {
   for (int j = 0; j < V::kLanes; ++j) {
     if ((j & S) == 0) swap_pair<S>(rows[j], rows[j + S], std::make_integer_sequence<int, V::kLanes>());
   }
   if constexpr (S > 1) transpose_steps<S / 2>(rows);
 }
-template <typename V> void transpose(V* rows) { transpose_steps<V::kLanes / 2>(rows); }
+template <typename V> [[gnu::always_inline]] inline void transpose(V* rows) { transpose_steps<V::kLanes / 2>(rows); }
 
 // exp(x) to about 2 ulp: 2^n * p(r), r in [-ln2/2, ln2/2] (Cephes expf). Below -87.3 the result is 0.
 template <int W> Vec<float, W> exp(Vec<float, W> x) {

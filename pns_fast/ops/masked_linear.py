@@ -21,7 +21,6 @@ from ._library import (
     library,
     not_on_cuda,
     pointer,
-    suffix,
 )
 from .topk_mask import check_keep, topk_mask
 
@@ -29,20 +28,35 @@ library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias
 library.define("supermask(Tensor scores, Scalar keep) -> Tensor")
 library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
 library.define("masked_outer(Tensor grad, Tensor x, Tensor mask) -> Tensor")
+library.define(
+    "masked_backward(Tensor grad, Tensor x, Tensor weight, Tensor mask, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
+)
+
+_FORWARD = {torch.float32: _native.cpu.masked_linear_forward_f32, torch.float64: _native.cpu.masked_linear_forward_f64}
+_BACKWARD = {
+    torch.float32: _native.cpu.masked_linear_backward_f32,
+    torch.float64: _native.cpu.masked_linear_backward_f64,
+}
 
 
-def _sizes(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-    """(networks, batch, inputs, outputs) of x [N, B, .] or [B, .] and weight [N, O, I] or [O, I]."""
-    return (weight.shape[0] if weight.dim() == 3 else 1), x.shape[-2], weight.shape[-1], weight.shape[-2]
+def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
+    """(networks, batch, inputs, outputs) of [N, B, .] or [B, .] and mask [N, O, I] or [O, I]."""
+    shape = mask.shape
+    return (shape[0] if len(shape) == 3 else 1), batched.shape[-2], shape[-1], shape[-2]
 
 
-def _run(product: int, x: Tensor, grad, weight, mask: Tensor, bias, y: Tensor) -> Tensor:
-    x, mask = x.contiguous(), mask.contiguous()
-    grad, weight, bias = (None if t is None else t.contiguous() for t in (grad, weight, bias))
-    run = getattr(_native.cpu, f"masked_linear_{suffix(x.dtype)}")
-    sizes = _sizes(x, mask)
-    run(product, *sizes, *map(pointer, (x, grad, weight, mask, bias, y)), torch.get_num_threads())
+def _run_forward(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty((*x.shape[:-1], weight.shape[-2]))
+    _FORWARD[x.dtype](*_sizes(x, mask), *map(pointer, (x, weight, mask, bias, y)), torch.get_num_threads())
     return y
+
+
+def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bias=None) -> None:
+    grad, x, weight, mask = (None if t is None else t.contiguous() for t in (grad, x, weight, mask))
+    pointers = map(pointer, (grad, x, weight, mask, grad_x, grad_weight, grad_bias))
+    _BACKWARD[grad.dtype](*_sizes(grad, mask), *pointers, torch.get_num_threads())
 
 
 def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
@@ -75,19 +89,42 @@ def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
 
 def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     _check_product(x, weight, mask, bias, transposed)
-    product = _native.cpu.MASKED_TRANSPOSED if transposed else _native.cpu.MASKED_FORWARD
-    return _run(product, x, None, weight, mask, bias, x.new_empty(_product_shape(x, weight, transposed)))
+    if not transposed:
+        return _run_forward(x, weight, mask, bias)
+    y = x.new_empty(_product_shape(x, weight, True))
+    _run_backward(x, None, weight, mask, grad_x=y)
+    return y
 
 
 def _masked_outer_cpu(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     _check_outer(grad, x, mask)
-    return _run(_native.cpu.MASKED_OUTER, x, grad, None, mask, None, x.new_empty(mask.shape))
+    y = x.new_empty(mask.shape)
+    _run_backward(grad, x, None, mask, grad_weight=y)
+    return y
+
+
+def _masked_backward_cpu(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_product(grad, weight, mask, None, True)
+    _check_outer(grad, x, mask)
+    results = _empty_gradients(x, weight, wanted)
+    _run_backward(grad, x, weight, mask, *(r if wants else None for r, wants in zip(results, wanted, strict=True)))
+    return results
+
+
+def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias; without elements where not wanted."""
+    shapes = x.shape, weight.shape, weight.shape[:-1]
+    return tuple(x.new_empty(shape if wants else 0) for shape, wants in zip(shapes, wanted, strict=True))
 
 
 library.impl("masked_product", _masked_product_cpu, "CPU")
 library.impl("masked_product", not_on_cuda("masked_linear"), "CUDA")
 library.impl("masked_outer", _masked_outer_cpu, "CPU")
 library.impl("masked_outer", not_on_cuda("masked_linear"), "CUDA")
+library.impl("masked_backward", _masked_backward_cpu, "CPU")
+library.impl("masked_backward", not_on_cuda("masked_linear"), "CUDA")
 
 
 @torch.library.register_fake("pns_fast::masked_product", lib=library)
@@ -100,6 +137,13 @@ def _(x, weight, mask, bias, transposed):
 def _(grad, x, mask):
     _check_outer(grad, x, mask)
     return x.new_empty(mask.shape)
+
+
+@torch.library.register_fake("pns_fast::masked_backward", lib=library)
+def _(grad, x, weight, mask, wanted):
+    _check_product(grad, weight, mask, None, True)
+    _check_outer(grad, x, mask)
+    return _empty_gradients(x, weight, wanted)
 
 
 class _MaskedProduct(torch.autograd.Function):

@@ -1,62 +1,87 @@
 // masked_linear: products of a batch with a masked weight, at the cost of the kept weights.
 //
-//   kForward    y[n,b,o] = sum_i x[n,b,i] W[n,o,i] m[n,o,i] + bias[n,o]
-//   kTransposed y[n,b,i] = sum_o x[n,b,o] W[n,o,i] m[n,o,i]          (the gradient to the input)
-//   kOuter      y[n,o,i] = m[n,o,i] sum_b g[n,b,o] x[n,b,i]          (the gradient to the weight; 0 where pruned)
+//   forward   y[n,b,o] = sum_i x[n,b,i] W[n,o,i] m[n,o,i] + bias[n,o]
+//   backward  grad_x[n,b,i] = sum_o grad[n,b,o] W[n,o,i] m[n,o,i]
+//             grad_weight[n,o,i] = m[n,o,i] sum_b grad[n,b,o] x[n,b,i]      (0 where pruned)
+//             grad_bias[n,o] = sum_b grad[n,b,o]
 //
-// Shapes: N networks, B batch, I inputs, O outputs; all contiguous, row-major; mask one byte an entry.
-// A sum runs over the kept entries in index order, so a result depends on its own network only: not on N, not on
-// the number of threads. Where the mask is 0 nothing is read: a NaN or inf there does not spread.
-// Reads N*O*I mask bytes and the kept weights; the batch is transposed to [feature][batch] in tiles that fit L2.
+// Shapes: N networks, B batch, I inputs, O outputs; all contiguous, row-major; mask one byte an entry. Each of the
+// backward's outputs is formed if its pointer is given.
+// Two paths, chosen by each network's density: compressed rows (mask_pattern.h), or register-blocked products over all
+// weights with the mask applied on the way in or out. A pruned weight is read by neither: a NaN or inf there does not
+// spread. (One in x does, on the dense path to every output: it meets zeros.)
+// The order of every sum depends on the sizes and the network's mask only: results are the same alone, among other
+// networks and on any number of threads, and a sample's the same in every batch.
+//
+// Batches are laid out feature-major in tiles, [feature][kTileBytes]: one kept weight then feeds whole vectors. The
+// forward shares out tiles of the batch (sparse) or rows of the weight (dense) among threads, the backward columns.
 #pragma once
 
 #include <cstdint>
 
 namespace pns {
 
-enum class MaskedProduct { kForward, kTransposed, kOuter };
-
 template <typename T>
-struct MaskedLinearParams {
+struct MaskedForward {
   int64_t n_networks, batch, n_in, n_out;
-  const T* x;           // [N, B, I]; kTransposed: [N, B, O]
-  const T* grad;        // kOuter: [N, B, O]
-  const T* weight;      // [N, O, I]; unused by kOuter
+  const T* x;           // [N, B, I]
+  const T* weight;      // [N, O, I]
   const uint8_t* mask;  // [N, O, I]
-  const T* bias;        // [N, O] or null; kForward only
-  T* y;
+  const T* bias;        // [N, O] or null
+  T* y;                 // [N, B, O]
   int n_threads;
 };
 
 template <typename T>
-void masked_linear(MaskedProduct product, const MaskedLinearParams<T>& p);
-
-// One network's kept entries and one batch tile, prepared by masked_linear.cpp for the SIMD copies of the body.
-template <typename T>
-struct MaskedTile {
-  int64_t n_rows;          // rows of the product: O, or I when transposed
-  int64_t n_entries;
-  const int64_t* begin;    // [n_rows + 1]
-  const int32_t* row;      // [entries]
-  const int32_t* column;   // [entries]
-  const T* value;          // [entries]
-  const T* bias;           // [n_rows] or null
-  const T* x;              // [columns][kBatchTile]
-  const T* grad;           // kOuter: [n_rows][kBatchTile]
-  T* y;                    // [n_rows][kBatchTile]; kOuter: [entries], added to
+struct MaskedBackward {
+  int64_t n_networks, batch, n_in, n_out;
+  const T* grad;        // [N, B, O]
+  const T* x;           // [N, B, I]; unused without grad_weight
+  const T* weight;      // [N, O, I]; unused without grad_x
+  const uint8_t* mask;  // [N, O, I]
+  T* grad_x;            // [N, B, I] or null
+  T* grad_weight;       // [N, O, I] or null
+  T* grad_bias;         // [N, O] or null
+  int n_threads;
 };
 
-constexpr int64_t kBatchTile = 64;  // floats: 4 AVX-512 registers; a tile of 4,096 features is 1 MB, within L2
+template <typename T> void masked_linear_forward(const MaskedForward<T>& p);
+template <typename T> void masked_linear_backward(const MaskedBackward<T>& p);
 
-// What each SIMD level provides.
+// At most so many bytes of the batch a feature: 4 AVX-512 registers. 4,096 features are then 1 MB, half an L2.
+constexpr int64_t kTileBytes = 256;
+
+// Some rows of a panel of a sparse network, see MaskPattern: row r's entries are [begin[r], begin[r + 1]).
 template <typename T>
-struct MaskedTileFunctions {
-  void (*product)(MaskedProduct, const MaskedTile<T>&, int64_t row_begin, int64_t row_end);
-  // tile[f][b] = x[b][f] for n_batch <= kBatchTile samples, 0 behind them; and back.
-  void (*gather)(const T* x, int64_t n_batch, int64_t n_features, T* tile);
-  void (*scatter)(const T* tile, int64_t n_batch, int64_t n_features, T* y);
+struct SparsePanel {
+  int64_t n_rows;
+  const uint32_t* begin;
+  const uint16_t* column;
+  const T* value;  // the kept weights, in the entries' order
 };
-template <typename T> MaskedTileFunctions<T> masked_tile_avx2();
-template <typename T> MaskedTileFunctions<T> masked_tile_avx512();
+
+// What each SIMD level provides. `width` is a tile's samples a feature: 64, 128 or 256 bytes.
+template <typename T>
+struct MaskedLinearFunctions {
+  // tile[f][b] = x[b][f] for n_batch <= width samples, 0 behind them; x_stride from sample to sample. And back.
+  void (*gather)(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, T* tile, int64_t width);
+  void (*scatter)(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride);
+  // y[r][b] += sum over row r's entries of value * x[column][b]
+  void (*sparse_forward)(const SparsePanel<T>& a, const T* x, int64_t width, T* y);
+  // grad_x[column][b] += value * grad[r][b]; dots[entry] (+)= sum_b grad[r][b] * x[column][b]. Either may be null.
+  void (*sparse_backward)(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
+                          bool is_first);
+  // y[r][b] (+)= sum_k a[r * row_step + k * k_step] * x[k][b] for n_rows rows.
+  void (*dense)(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const T* x, int64_t width,
+                T* y, bool is_first);
+  // A row of the weight and of a panel, kept as bits [bit, bit + n): its kept weights one after another, and back with
+  // zeros between them.
+  void (*compress)(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept);
+  void (*expand)(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row);
+  // out[j] = mask[j] ? in[j] : 0
+  void (*select)(const uint8_t* mask, const T* in, int64_t n, T* out);
+};
+template <typename T> MaskedLinearFunctions<T> masked_linear_avx2();
+template <typename T> MaskedLinearFunctions<T> masked_linear_avx512();
 
 }  // namespace pns

@@ -1,6 +1,9 @@
-// masked_linear over one batch tile, written once over Vec<T, W>. Rows [row_begin, row_end) are this call's.
+// The parts of masked_linear that touch every number, written once over Vec<T, W>.
 #pragma once
 
+#include <algorithm>
+
+#include "core/dense_product.h"
 #include "core/sparse_rows.h"
 #include "core/vec.h"
 #include "kernels/masked_linear/masked_linear.h"
@@ -8,72 +11,228 @@
 namespace pns {
 namespace {
 
-template <typename T, int W>
-void masked_tile(MaskedProduct product, const MaskedTile<T>& t, int64_t row_begin, int64_t row_end) {
-  using Vector = Vec<T, W>;
-  if (product == MaskedProduct::kOuter) {
-    for (int64_t k = t.begin[row_begin]; k < t.begin[row_end]; k += W) {
-      const int n = static_cast<int>(t.begin[row_end] - k < W ? t.begin[row_end] - k : W);
-      T dots[W];
-      sparse_dots<Vector>(t.row + k, t.column + k, n, t.grad, t.x, kBatchTile, kBatchTile / W).store(dots);
-      for (int j = 0; j < n; ++j) t.y[k + j] += dots[j];
-    }
-    return;
-  }
-  constexpr int kVectors = 4;  // 4 accumulators twice, see sparse_row_product
-  const SparseRows<T> rows{t.n_rows, t.begin, t.column, t.value, nullptr};
-  for (int64_t r = row_begin; r < row_end; ++r) {
-    const Vector bias = Vector::broadcast(t.bias == nullptr ? T{0} : t.bias[r]);
-    for (int64_t b = 0; b < kBatchTile; b += kVectors * W) {
-      Vector acc[kVectors];
-      sparse_row_product<kVectors, false>(rows, r, t.x + b, kBatchTile, acc);
-      for (int v = 0; v < kVectors; ++v) (acc[v] + bias).store(t.y + r * kBatchTile + b + v * W);
-    }
+// f(std::integral_constant<V>) for the V vectors a tile is wide.
+template <typename T, int W, typename F>
+inline void with_vectors(int64_t width, F&& f) {
+  switch (width / W) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 4: return f(std::integral_constant<int, 4>());
+    default: return f(std::integral_constant<int, 8>());
   }
 }
 
 // W samples by W features at a time through registers; what does not fill a block goes one by one.
 template <typename T, int W>
-void gather_tile(const T* x, int64_t n_batch, int64_t n_features, T* tile) {
+void gather_tile(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, T* tile, int64_t width) {
   using Vector = Vec<T, W>;
   for (int64_t f = 0; f < n_features; f += W) {
-    for (int64_t b = 0; b < kBatchTile; b += W) {
+    for (int64_t b = 0; b < width; b += W) {
       if (f + W <= n_features && b + W <= n_batch) {
         Vector block[W];
-        for (int j = 0; j < W; ++j) block[j] = Vector::load(x + (b + j) * n_features + f);
+        for (int j = 0; j < W; ++j) block[j] = Vector::load(x + (b + j) * x_stride + f);
         transpose(block);
-        for (int j = 0; j < W; ++j) block[j].store(tile + (f + j) * kBatchTile + b);
+        for (int j = 0; j < W; ++j) block[j].store(tile + (f + j) * width + b);
         continue;
       }
       for (int64_t i = f; i < f + W && i < n_features; ++i) {
-        for (int64_t j = b; j < b + W; ++j) tile[i * kBatchTile + j] = j < n_batch ? x[j * n_features + i] : T{0};
+        for (int64_t j = b; j < b + W; ++j) tile[i * width + j] = j < n_batch ? x[j * x_stride + i] : T{0};
       }
     }
   }
 }
 
 template <typename T, int W>
-void scatter_tile(const T* tile, int64_t n_batch, int64_t n_features, T* y) {
+void scatter_tile(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride) {
   using Vector = Vec<T, W>;
   for (int64_t f = 0; f < n_features; f += W) {
     for (int64_t b = 0; b < n_batch; b += W) {
       if (f + W <= n_features && b + W <= n_batch) {
         Vector block[W];
-        for (int j = 0; j < W; ++j) block[j] = Vector::load(tile + (f + j) * kBatchTile + b);
+        for (int j = 0; j < W; ++j) block[j] = Vector::load(tile + (f + j) * width + b);
         transpose(block);
-        for (int j = 0; j < W; ++j) block[j].store(y + (b + j) * n_features + f);
+        for (int j = 0; j < W; ++j) block[j].store(y + (b + j) * y_stride + f);
         continue;
       }
       for (int64_t i = f; i < f + W && i < n_features; ++i) {
-        for (int64_t j = b; j < b + W && j < n_batch; ++j) y[j * n_features + i] = tile[i * kBatchTile + j];
+        for (int64_t j = b; j < b + W && j < n_batch; ++j) y[j * y_stride + i] = tile[i * width + j];
       }
     }
   }
 }
 
 template <typename T, int W>
-MaskedTileFunctions<T> masked_tile_functions() {
-  return {masked_tile<T, W>, gather_tile<T, W>, scatter_tile<T, W>};
+void sparse_forward(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
+  using Vector = Vec<T, W>;
+  with_vectors<T, W>(width, [&](auto vectors) {
+    constexpr int kWidth = vectors * W;
+    constexpr int V = vectors < 4 ? vectors : 4;  // twice 4 sums, see sparse_sum
+    for (int64_t r = 0; r < a.n_rows; ++r) {
+      const int64_t first = a.begin[r], last = a.begin[r + 1];
+      if (first == last) continue;
+      for (int b = 0; b < kWidth; b += V * W) {
+        T* out = y + r * kWidth + b;
+        Vector acc[V];
+        for (int v = 0; v < V; ++v) acc[v] = Vector::load(out + v * W);
+        sparse_sum<V, false>(a.column, a.value, nullptr, first, last, x + b, kWidth, acc);
+        for (int v = 0; v < V; ++v) acc[v].store(out + v * W);
+      }
+    }
+  });
+}
+
+// Sums over lanes that wait until W of them can be folded together: alone, one costs as much as its entry's products.
+template <typename T, int W>
+struct PendingDots {
+  using Vector = Vec<T, W>;
+  T* dots;  // of the first sum that waits
+  bool is_first;
+  int n = 0;
+  Vector sum[W];
+
+  PendingDots(T* into, bool first) : dots(into), is_first(first) {}
+  void push(Vector s) {
+    sum[n] = s;
+    if (++n == W) {
+      const Vector total = horizontal_sums(sum);
+      (is_first ? total : total + Vector::load(dots)).store(dots);
+      dots += W;
+      n = 0;
+    }
+  }
+  void flush() {
+    for (int j = n; j < W; ++j) sum[j] = Vector::zero();
+    T total[W];
+    horizontal_sums(sum).store(total);
+    for (int j = 0; j < n; ++j) dots[j] = is_first ? total[j] : dots[j] + total[j];
+  }
+};
+
+// grad_x[column] += value * g for a row's entries. Two at a time, both loaded before either is stored: a load that
+// shares its low 12 address bits with a store still under way would wait for it, and one row's columns are distinct.
+template <typename T, int W, int V>
+[[gnu::always_inline]] inline void spread_row(const SparsePanel<T>& a, int64_t k, int64_t end, const Vec<T, W>* g,
+                                              T* grad_x, int64_t stride) {
+  using Vector = Vec<T, W>;
+  for (; k + 1 < end; k += 2) {
+    T* first = grad_x + a.column[k] * stride;
+    T* second = grad_x + a.column[k + 1] * stride;
+    const Vector w = Vector::broadcast(a.value[k]), u = Vector::broadcast(a.value[k + 1]);
+    Vector sum[2 * V];
+    for (int v = 0; v < V; ++v) {
+      sum[v] = fma(w, g[v], Vector::load(first + v * W));
+      sum[V + v] = fma(u, g[v], Vector::load(second + v * W));
+    }
+    for (int v = 0; v < V; ++v) sum[v].store(first + v * W);
+    for (int v = 0; v < V; ++v) sum[V + v].store(second + v * W);
+  }
+  if (k < end) {
+    T* last = grad_x + a.column[k] * stride;
+    const Vector w = Vector::broadcast(a.value[k]);
+    for (int v = 0; v < V; ++v) fma(w, g[v], Vector::load(last + v * W)).store(last + v * W);
+  }
+}
+
+template <typename T, int W>
+void sparse_backward(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
+                     bool is_first) {
+  using Vector = Vec<T, W>;
+  with_vectors<T, W>(width, [&](auto vectors) {
+    constexpr int kWidth = vectors * W;
+    constexpr int V = vectors < 4 ? vectors : 4;
+    PendingDots<T, W> pending(dots + a.begin[0], is_first);
+    for (int64_t r = 0; r < a.n_rows; ++r) {
+      const int64_t first = a.begin[r], last = a.begin[r + 1];
+      if (first == last) continue;
+      Vector g[vectors];
+      for (int v = 0; v < vectors; ++v) g[v] = Vector::load(grad + r * kWidth + v * W);
+      if (grad_x != nullptr) {
+        for (int v = 0; v < vectors; v += V) spread_row<T, W, V>(a, first, last, g + v, grad_x + v * W, kWidth);
+      }
+      if (dots == nullptr) continue;
+      for (int64_t k = first; k < last; ++k) {
+        const T* features = x + a.column[k] * kWidth;
+        Vector sum = g[0] * Vector::load(features);
+        for (int v = 1; v < vectors; ++v) sum = fma(g[v], Vector::load(features + v * W), sum);
+        pending.push(sum);
+      }
+    }
+    if (dots != nullptr) pending.flush();
+  });
+}
+
+template <typename T, int W>
+void dense_rows(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const T* x, int64_t width,
+                T* y, bool is_first) {
+  using Vector = Vec<T, W>;
+  with_vectors<T, W>(width, [&](auto vectors) {
+    constexpr int kWidth = vectors * W;
+    constexpr int kMost = W * sizeof(T) == 64 ? 4 : 2;
+    constexpr int V = vectors < kMost ? vectors : kMost;
+    for (int b = 0; b < kWidth; b += V * W) {
+      dense_product<W, V>(a, row_step, k_step, 0, n_rows, n_k, x + b, kWidth, [&](int64_t row, const Vector* acc) {
+        T* out = y + row * kWidth + b;
+        for (int v = 0; v < V; ++v) (is_first ? acc[v] : acc[v] + Vector::load(out + v * W)).store(out + v * W);
+      });
+    }
+  });
+}
+
+// W of the bits from `bit` on; a word may be read behind them (MaskPattern::bits has one to spare).
+template <int W>
+inline uint32_t lane_mask(const uint64_t* bits, int64_t bit) {
+  uint32_t word;
+  std::memcpy(&word, reinterpret_cast<const char*>(bits) + bit / 8, sizeof(word));
+  return (word >> (bit % 8)) & ((1u << W) - 1);
+}
+
+// W lanes at a time through the compress and expand instructions of AVX-512: no branch, which bit by bit would be
+// mispredicted for every row.
+template <typename T, int W>
+void compress_row(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept) {
+  int64_t j = 0;
+#if defined(__AVX512F__)
+  for (; j + W <= n; j += W) {
+    const uint32_t lanes = lane_mask<W>(bits, bit + j);
+    if constexpr (W == 16) {
+      _mm512_mask_compressstoreu_ps(kept, static_cast<__mmask16>(lanes), _mm512_loadu_ps(row + j));
+    } else {
+      _mm512_mask_compressstoreu_pd(kept, static_cast<__mmask8>(lanes), _mm512_loadu_pd(row + j));
+    }
+    kept += __builtin_popcount(lanes);
+  }
+#endif
+  for (; j < n; ++j) {
+    if (lane_mask<1>(bits, bit + j) != 0) *kept++ = row[j];
+  }
+}
+
+template <typename T, int W>
+void expand_row(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row) {
+  int64_t j = 0;
+#if defined(__AVX512F__)
+  for (; j + W <= n; j += W) {
+    const uint32_t lanes = lane_mask<W>(bits, bit + j);
+    if constexpr (W == 16) {
+      _mm512_storeu_ps(row + j, _mm512_maskz_expandloadu_ps(static_cast<__mmask16>(lanes), kept));
+    } else {
+      _mm512_storeu_pd(row + j, _mm512_maskz_expandloadu_pd(static_cast<__mmask8>(lanes), kept));
+    }
+    kept += __builtin_popcount(lanes);
+  }
+#endif
+  for (; j < n; ++j) row[j] = lane_mask<1>(bits, bit + j) != 0 ? *kept++ : T{0};
+}
+
+template <typename T, int W>
+void select_kept(const uint8_t* mask, const T* in, int64_t n, T* out) {
+  for (int64_t j = 0; j < n; ++j) out[j] = mask[j] != 0 ? in[j] : T{0};
+}
+
+template <typename T, int W>
+MaskedLinearFunctions<T> masked_linear_functions() {
+  return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_backward<T, W>,
+          dense_rows<T, W>,  compress_row<T, W>, expand_row<T, W>,     select_kept<T, W>};
 }
 
 }  // namespace

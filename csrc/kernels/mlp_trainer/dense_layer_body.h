@@ -1,62 +1,14 @@
-// The dense path of the trainer: register-blocked products, R rows x V vectors of accumulators, so that each loaded
-// vector feeds R FMAs and each broadcast weight V. 24 accumulators of 32 registers (AVX-512), 12 of 16 (AVX2): enough
-// chains to hide 4 cycles of FMA latency at two a cycle.
+// The dense path of the trainer: register-blocked products (core/dense_product.h), the gradient of a block of weights
+// and its update while it is in registers.
 #pragma once
 
+#include "core/dense_product.h"
 #include "core/vec.h"
 #include "kernels/mlp_trainer/network.h"
 #include "kernels/mlp_trainer/update_body.h"
 
 namespace pns {
 namespace {
-
-// Steps through R rows in parallel with one pointer for every three: base, base + step and base + 2 step are addresses
-// an x86 instruction forms itself, where one pointer a row would not fit into the registers.
-template <int R>
-struct RowCursor {
-  const float* base[(R + 2) / 3];
-  int64_t row_step;
-
-  RowCursor(const float* first, int64_t step) : row_step(step) {
-    for (int g = 0; g < (R + 2) / 3; ++g) base[g] = first + 3 * g * step;
-  }
-  float operator[](int r) const { return base[r / 3][r % 3 * row_step]; }
-  void advance(int64_t n) {
-    for (const float*& pointer : base) pointer += n;
-  }
-};
-
-// acc[r][v] = sum_k a[(row + r) * row_step + k * k_step] * x[k * stride + v], k ascending.
-template <int W, int V, int R, typename Finish>
-inline void dense_block(const float* a, int64_t row_step, int64_t k_step, int64_t row, int64_t n_k, const float* x,
-                        int64_t stride, Finish&& finish) {
-  using Vector = Vec<float, W>;
-  Vector acc[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) acc[r][v] = Vector::zero();
-  }
-  RowCursor<R> cursor(a + row * row_step, row_step);
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < n_k; ++k, x += stride, cursor.advance(k_step)) {
-    Vector column[V];
-    for (int v = 0; v < V; ++v) column[v] = Vector::load(x + v * W);
-    for (int r = 0; r < R; ++r) {
-      const Vector w = Vector::broadcast(cursor[r]);
-      for (int v = 0; v < V; ++v) acc[r][v] = fma(w, column[v], acc[r][v]);
-    }
-  }
-  for (int r = 0; r < R; ++r) finish(row + r, acc[r]);
-}
-
-// finish(row, acc[V]) for rows [row, end) of A x; A's element (row, k) lies at row * row_step + k * k_step.
-template <int W, int V, typename Finish>
-inline void dense_product(const float* a, int64_t row_step, int64_t k_step, int64_t row, int64_t end, int64_t n_k,
-                          const float* x, int64_t stride, Finish&& finish) {
-  constexpr int R = (W == 16 ? 24 : 12) / (V < 2 ? 2 : V);
-  for (; row + R <= end; row += R) dense_block<W, V, R>(a, row_step, k_step, row, n_k, x, stride, finish);
-  for (; row + 4 <= end; row += 4) dense_block<W, V, 4>(a, row_step, k_step, row, n_k, x, stride, finish);
-  for (; row < end; ++row) dense_block<W, V, 1>(a, row_step, k_step, row, n_k, x, stride, finish);
-}
 
 // out[b][i] = x[i][b], i padded with zeros to row_stride, b padded to whole vectors.
 template <int W>
@@ -82,7 +34,7 @@ inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, 
   for (int r = 0; r < R; ++r) {
     for (int u = 0; u < U; ++u) acc[r][u] = Vector::zero();
   }
-  RowCursor<R> delta(layer.delta.data() + row * stride, stride);
+  RowCursor<R, float> delta(layer.delta.data() + row * stride, stride);
   xt += i;
   for (int64_t b = 0; b < n_batch; ++b, xt += layer.row_stride, delta.advance(1)) {
     Vector x[U];

@@ -1,0 +1,62 @@
+// Register-blocked products, R rows x V vectors of accumulators, so that each loaded vector feeds R FMAs and each
+// broadcast weight V. 24 accumulators of 32 registers (AVX-512), 12 of 16 (AVX2): enough chains to hide 4 cycles of FMA
+// latency at two a cycle.
+#pragma once
+
+#include <cstdint>
+
+#include "core/vec.h"
+
+namespace pns {
+namespace {
+
+// Steps through R rows in parallel with one pointer for every three: base, base + step and base + 2 step are addresses
+// an x86 instruction forms itself, where one pointer a row would not fit into the registers.
+template <int R, typename T>
+struct RowCursor {
+  const T* base[(R + 2) / 3];
+  int64_t row_step;
+
+  RowCursor(const T* first, int64_t step) : row_step(step) {
+    for (int g = 0; g < (R + 2) / 3; ++g) base[g] = first + 3 * g * step;
+  }
+  T operator[](int r) const { return base[r / 3][r % 3 * row_step]; }
+  void advance(int64_t n) {
+    for (const T*& pointer : base) pointer += n;
+  }
+};
+
+// acc[r][v] = sum_k a[(row + r) * row_step + k * k_step] * x[k * stride + v], k ascending.
+template <int W, int V, int R, typename T, typename Finish>
+inline void dense_block(const T* a, int64_t row_step, int64_t k_step, int64_t row, int64_t n_k, const T* x,
+                        int64_t stride, Finish&& finish) {
+  using Vector = Vec<T, W>;
+  Vector acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) acc[r][v] = Vector::zero();
+  }
+  RowCursor<R, T> cursor(a + row * row_step, row_step);
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < n_k; ++k, x += stride, cursor.advance(k_step)) {
+    Vector column[V];
+    for (int v = 0; v < V; ++v) column[v] = Vector::load(x + v * W);
+    for (int r = 0; r < R; ++r) {
+      const Vector w = Vector::broadcast(cursor[r]);
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(w, column[v], acc[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) finish(row + r, acc[r]);
+}
+
+// finish(row, acc[V]) for rows [row, end) of A x; A's element (row, k) lies at row * row_step + k * k_step.
+template <int W, int V, typename T, typename Finish>
+inline void dense_product(const T* a, int64_t row_step, int64_t k_step, int64_t row, int64_t end, int64_t n_k,
+                          const T* x, int64_t stride, Finish&& finish) {
+  constexpr int R = (W * sizeof(T) == 64 ? 24 : 12) / (V < 2 ? 2 : V);
+  for (; row + R <= end; row += R) dense_block<W, V, R>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row + 4 <= end; row += 4) dense_block<W, V, 4>(a, row_step, k_step, row, n_k, x, stride, finish);
+  for (; row < end; ++row) dense_block<W, V, 1>(a, row_step, k_step, row, n_k, x, stride, finish);
+}
+
+}  // namespace
+}  // namespace pns

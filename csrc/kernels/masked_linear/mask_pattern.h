@@ -1,0 +1,59 @@
+// Where the kept weights of a mask are: what masked_linear's sparse products walk. Built once a mask and kept, since a
+// training loop shows the same mask thousands of times.
+//
+// A kept pattern is found by the mask's address and shape and then compared with the mask bit by bit, so a mask
+// changed by whatever means (in place, through .data, a new one in the old one's memory) is always noticed. The
+// comparison reads N*O*I bytes at the speed of memory; building costs about ten times that.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace pns {
+
+struct MaskPattern {
+  // The entries are cut into panels of columns: with 128 columns a panel's part of a batch tile lies in L1. Below a
+  // density of kWidePanels a row has too few entries there to be worth its turn; 1,024 columns lie in L2.
+  static constexpr int64_t kNarrow = 128, kWide = 1024;
+  static constexpr double kWidePanels = 0.03;
+
+  struct Network {
+    int64_t n_entries;             // kept weights
+    bool is_dense;                 // then there are no panels: the products run over all weights
+    int64_t panel_width, n_panels;
+    std::vector<uint32_t> begin;   // [n_panels * n_out + 1]: row o of panel p is [begin[p * n_out + o], next)
+    std::vector<uint16_t> column;  // [n_entries], from the panel's first on
+
+    bool is_wide() const { return panel_width == kWide; }
+  };
+
+  int64_t n_out, n_in;
+  std::vector<uint64_t> bits;  // the mask, 64 entries a word, and a word more
+  std::vector<Network> networks;
+
+  size_t bytes() const;
+};
+
+// The density from which the dense products are faster (bench/README.md, "masked_linear: where paths cross").
+constexpr double kMaskedDenseFrom = 0.22;
+
+// The pattern of mask [n_networks, n_out, n_in], any non-zero byte is kept. Safe to call from several threads.
+std::shared_ptr<const MaskPattern> mask_pattern(const uint8_t* mask, int64_t n_networks, int64_t n_out, int64_t n_in,
+                                                int n_threads);
+// Patterns kept at present, in bytes; and none any more.
+size_t mask_pattern_cache_bytes();
+void clear_mask_pattern_cache();
+
+// words[j] = bits of mask[64 j, 64 j + 64), 0 behind n. Compiled per SIMD level.
+using MaskBits = void (*)(const uint8_t* mask, int64_t n, uint64_t* words);
+// Whether that is what words holds.
+using MaskEquals = bool (*)(const uint8_t* mask, int64_t n, const uint64_t* words);
+struct MaskBitFunctions {
+  MaskBits pack;
+  MaskEquals equals;
+};
+MaskBitFunctions mask_bits_avx2();
+MaskBitFunctions mask_bits_avx512();
+
+}  // namespace pns
