@@ -1,7 +1,8 @@
 """masked_linear and supermask: differentiable ops at the cost of the kept weights.
 
-The two native products are closed under differentiation: each one's gradients are again such products, so second
-derivatives (GraSP) come for free. A sum never crosses networks: a network's numbers are the same alone or in a batch.
+Two native products, x (W m)^T and m (grad^T x), are closed under differentiation: each one's gradients are again such
+products, so second derivatives (GraSP) come for free. A backward that is not itself differentiated is one native call.
+A sum never crosses networks: a network's numbers are the same alone or in a batch.
 """
 
 from __future__ import annotations
@@ -32,11 +33,18 @@ library.define(
     "masked_backward(Tensor grad, Tensor x, Tensor weight, Tensor mask, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
 )
 
+_masked_product = torch.ops.pns_fast.masked_product.default
+_masked_outer = torch.ops.pns_fast.masked_outer.default
+_masked_backward = torch.ops.pns_fast.masked_backward.default
+
 _FORWARD = {torch.float32: _native.cpu.masked_linear_forward_f32, torch.float64: _native.cpu.masked_linear_forward_f64}
 _BACKWARD = {
     torch.float32: _native.cpu.masked_linear_backward_f32,
     torch.float64: _native.cpu.masked_linear_backward_f64,
 }
+
+
+# ---- the native products
 
 
 def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
@@ -45,22 +53,22 @@ def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
     return (shape[0] if len(shape) == 3 else 1), batched.shape[-2], shape[-1], shape[-2]
 
 
-def _run_forward(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = x.new_empty((*x.shape[:-1], weight.shape[-2]))
-    _FORWARD[x.dtype](*_sizes(x, mask), *map(pointer, (x, weight, mask, bias, y)), torch.get_num_threads())
-    return y
-
-
-def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bias=None) -> None:
-    grad, x, weight, mask = (None if t is None else t.contiguous() for t in (grad, x, weight, mask))
-    pointers = map(pointer, (grad, x, weight, mask, grad_x, grad_weight, grad_bias))
-    _BACKWARD[grad.dtype](*_sizes(grad, mask), *pointers, torch.get_num_threads())
-
-
-def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
-    return (*x.shape[:-1], weight.shape[-1] if transposed else weight.shape[-2])
+def _fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool = False) -> bool:
+    """Whether a native product takes these: in one expression, since it stands before every call. If not, the checks
+    that follow say why."""
+    shape, dtype = weight.shape, weight.dtype
+    n_dims = len(shape)
+    return (
+        (n_dims == 2 or n_dims == 3)
+        and mask.shape == shape
+        and x.dim() == n_dims
+        and x.shape[-1] == shape[-2 if transposed else -1]
+        and (n_dims == 2 or x.shape[0] == shape[0])
+        and dtype in _FORWARD
+        and x.dtype == dtype
+        and mask.dtype == torch.bool
+        and (bias is None or (bias.shape == shape[:-1] and bias.dtype == dtype))
+    )
 
 
 def _check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
@@ -87,12 +95,27 @@ def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
     check_shape("x", x, (*mask.shape[:-2], x.shape[-2], mask.shape[-1]), "to go with mask")
 
 
+def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bias=None) -> None:
+    grad, x, weight, mask = (None if t is None else t.contiguous() for t in (grad, x, weight, mask))
+    pointers = map(pointer, (grad, x, weight, mask, grad_x, grad_weight, grad_bias))
+    _BACKWARD[grad.dtype](*_sizes(grad, mask), *pointers, torch.get_num_threads())
+
+
+def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
+    return (*x.shape[:-1], weight.shape[-1 if transposed else -2])
+
+
 def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    _check_product(x, weight, mask, bias, transposed)
-    if not transposed:
-        return _run_forward(x, weight, mask, bias)
-    y = x.new_empty(_product_shape(x, weight, True))
-    _run_backward(x, None, weight, mask, grad_x=y)
+    if (bias is not None and transposed) or not _fits(x, weight, mask, bias, transposed):
+        _check_product(x, weight, mask, bias, transposed)
+    y = x.new_empty(_product_shape(x, weight, transposed))
+    if transposed:
+        _run_backward(x, None, weight, mask, grad_x=y)
+        return y
+    x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
+    _FORWARD[x.dtype](*_sizes(x, mask), *pointers, torch.get_num_threads())
     return y
 
 
@@ -103,28 +126,44 @@ def _masked_outer_cpu(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return y
 
 
+def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias; without elements where not wanted."""
+    wants_x, wants_weight, wants_bias = wanted
+    return (
+        x.new_empty(x.shape if wants_x else 0),
+        x.new_empty(weight.shape if wants_weight else 0),
+        x.new_empty(weight.shape[:-1] if wants_bias else 0),
+    )
+
+
 def _masked_backward_cpu(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_product(grad, weight, mask, None, True)
-    _check_outer(grad, x, mask)
-    results = _empty_gradients(x, weight, wanted)
-    _run_backward(grad, x, weight, mask, *(r if wants else None for r, wants in zip(results, wanted, strict=True)))
+    is_like_x = x.shape[:-1] == grad.shape[:-1] and x.shape[-1] == weight.shape[-1] and x.dtype == grad.dtype
+    if not (is_like_x and _fits(grad, weight, mask, None, True)):
+        _check_product(grad, weight, mask, None, True)
+        _check_outer(grad, x, mask)
+    grad_x, grad_weight, grad_bias = results = _empty_gradients(x, weight, wanted)
+    wants_x, wants_weight, wants_bias = wanted
+    _run_backward(
+        grad,
+        x,
+        weight,
+        mask,
+        grad_x if wants_x else None,
+        grad_weight if wants_weight else None,
+        grad_bias if wants_bias else None,
+    )
     return results
 
 
-def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, weight and bias; without elements where not wanted."""
-    shapes = x.shape, weight.shape, weight.shape[:-1]
-    return tuple(x.new_empty(shape if wants else 0) for shape, wants in zip(shapes, wanted, strict=True))
-
-
-library.impl("masked_product", _masked_product_cpu, "CPU")
-library.impl("masked_product", not_on_cuda("masked_linear"), "CUDA")
-library.impl("masked_outer", _masked_outer_cpu, "CPU")
-library.impl("masked_outer", not_on_cuda("masked_linear"), "CUDA")
-library.impl("masked_backward", _masked_backward_cpu, "CPU")
-library.impl("masked_backward", not_on_cuda("masked_linear"), "CUDA")
+for _name, _implementation in (
+    ("masked_product", _masked_product_cpu),
+    ("masked_outer", _masked_outer_cpu),
+    ("masked_backward", _masked_backward_cpu),
+):
+    library.impl(_name, _implementation, "CPU")
+    library.impl(_name, not_on_cuda("masked_linear"), "CUDA")
 
 
 @torch.library.register_fake("pns_fast::masked_product", lib=library)
@@ -146,6 +185,58 @@ def _(grad, x, weight, mask, wanted):
     return _empty_gradients(x, weight, wanted)
 
 
+# ---- vmap: the mapped dimension becomes networks
+
+
+def _as_networks(size: int, in_dims, tensors) -> list[Tensor | None]:
+    """Each [..., a, b] as [size * n, a, b]: mapped dimensions in front, what is not mapped repeated."""
+    networks = []
+    for dim, t in zip(in_dims, tensors, strict=True):
+        if t is not None:
+            t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        networks.append(t)
+    return networks
+
+
+def _merged(t: Tensor | None, n_inner: int) -> Tensor | None:
+    """[V, a, b] as it is; [V, N, a, b] as [V * N, a, b]; ``n_inner`` counts the dimensions of one network's tensor."""
+    return t if t is None or t.dim() == n_inner + 1 else t.flatten(0, 1)
+
+
+def _split(t: Tensor, size: int, like: Tensor) -> Tensor:
+    return t if like.dim() == 3 else t.unflatten(0, (size, like.shape[1]))
+
+
+def _vmap_product(info, in_dims, x, weight, mask, bias, transposed):
+    x, weight, mask, bias = _as_networks(info.batch_size, in_dims[:4], (x, weight, mask, bias))
+    merged = (_merged(x, 2), _merged(weight, 2), _merged(mask, 2), _merged(bias, 1))
+    return _split(_masked_product(*merged, transposed), info.batch_size, x), 0
+
+
+def _vmap_outer(info, in_dims, *tensors):
+    networks = _as_networks(info.batch_size, in_dims, tensors)
+    merged = _masked_outer(*(_merged(t, 2) for t in networks))
+    return _split(merged, info.batch_size, networks[0]), 0
+
+
+def _vmap_backward(info, in_dims, grad, x, weight, mask, wanted):
+    networks = _as_networks(info.batch_size, in_dims[:4], (grad, x, weight, mask))
+    results = _masked_backward(*(_merged(t, 2) for t in networks), wanted)
+    split = (
+        _split(r, info.batch_size, networks[0]) if wants else r.expand(info.batch_size, 0)
+        for r, wants in zip(results, wanted, strict=True)
+    )
+    return tuple(split), (0, 0, 0)
+
+
+torch.library.register_vmap("pns_fast::masked_product", _vmap_product, lib=library)
+torch.library.register_vmap("pns_fast::masked_outer", _vmap_outer, lib=library)
+torch.library.register_vmap("pns_fast::masked_backward", _vmap_backward, lib=library)
+
+
+# ---- autograd
+
+
 class _MaskedProduct(torch.autograd.Function):
     """``x (W m)^T + b``, or ``x (W m)``; the weight gets its gradient where ``grad_mask`` is True (None: the mask)."""
 
@@ -153,7 +244,7 @@ class _MaskedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, mask, grad_mask, bias, transposed):
-        return torch.ops.pns_fast.masked_product(x, weight, mask, bias, transposed)
+        return _masked_product(x, weight, mask, bias, transposed)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -163,17 +254,26 @@ class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, mask, grad_mask = ctx.saved_tensors
+        wants_x, wants_weight, _, _, wants_bias, _ = ctx.needs_input_grad
+        if not (torch.is_grad_enabled() or ctx.transposed or grad_mask is not None):
+            wanted = [wants_x, wants_weight, wants_bias]
+            grad_x, grad_weight, grad_bias = _masked_backward(grad, x, weight, mask, wanted)
+            return (
+                grad_x if wants_x else None,
+                grad_weight if wants_weight else None,
+                None,
+                None,
+                grad_bias if wants_bias else None,
+                None,
+            )
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _MaskedProduct.apply(grad, weight, mask, grad_mask, None, not ctx.transposed)
-        if ctx.needs_input_grad[1]:
+        if wants_x:
+            grad_x = _product(grad, weight, mask, grad_mask, None, not ctx.transposed)
+        if wants_weight:
             outer = (x, grad) if ctx.transposed else (grad, x)
-            grad_weight = _MaskedOuter.apply(*outer, mask if grad_mask is None else grad_mask)
-        if ctx.needs_input_grad[4]:
-            # The sum over the batch as a product with ones: torch's own sum may regroup with the number of networks.
-            ones = grad.new_ones((*grad.shape[:-1], 1))
-            column = torch.ones((*mask.shape[:-1], 1), dtype=torch.bool, device=mask.device)
-            grad_bias = _MaskedOuter.apply(grad, ones, column).squeeze(-1)
+            grad_weight = _outer(*outer, mask if grad_mask is None else grad_mask)
+        if wants_bias:
+            grad_bias = grad.sum(-2)
         return grad_x, grad_weight, None, None, grad_bias, None
 
 
@@ -184,7 +284,7 @@ class _MaskedOuter(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, x, mask):
-        return torch.ops.pns_fast.masked_outer(grad, x, mask)
+        return _masked_outer(grad, x, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -195,10 +295,45 @@ class _MaskedOuter(torch.autograd.Function):
         grad, x, mask = ctx.saved_tensors
         grad_grad = grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_grad = _MaskedProduct.apply(x, upstream, mask, None, None, False)
+            grad_grad = _product(x, upstream, mask, None, None, False)
         if ctx.needs_input_grad[1]:
-            grad_x = _MaskedProduct.apply(grad, upstream, mask, None, None, True)
+            grad_x = _product(grad, upstream, mask, None, None, True)
         return grad_grad, grad_x, None
+
+
+def _outside_transforms(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The same with the context as forward's first argument, which vmap and torch.func.grad do not take: a separate
+    setup_context makes torch bind the arguments by inspection, 8 us a call."""
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(function.backward)
+
+    Eager.__name__ = Eager.__qualname__ = f"{function.__name__}Eager"
+    return Eager
+
+
+_EagerProduct, _EagerOuter = _outside_transforms(_MaskedProduct), _outside_transforms(_MaskedOuter)
+
+
+def _is_transformed() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _product(*inputs) -> Tensor:
+    return (_MaskedProduct if _is_transformed() else _EagerProduct).apply(*inputs)
+
+
+def _outer(*inputs) -> Tensor:
+    return (_MaskedOuter if _is_transformed() else _EagerOuter).apply(*inputs)
+
+
+# ---- the public ops
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
@@ -222,20 +357,42 @@ def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None
     check_same_device(x=x, weight=weight, mask=mask, bias=bias)
 
 
+def _is_plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    return (
+        isinstance(weight, Tensor)
+        and isinstance(mask, Tensor)
+        and mask.dtype == torch.bool
+        and x.dim() == weight.dim()
+        and x.device == weight.device == mask.device
+        and x.layout == weight.layout == mask.layout == torch.strided
+        and (bias is None or (isinstance(bias, Tensor) and bias.device == x.device and bias.layout == torch.strided))
+    )
+
+
+def _without_autocast(t: Tensor | None) -> Tensor | None:
+    """Autocast's rule for ops that run in float32: half precision is widened, float64 stays."""
+    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
+
+
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    _check(x, weight, mask, bias)
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, mask, bias = map(_without_autocast, (x, weight, mask, bias))
+    if not _is_plain(x, weight, mask, bias):  # then the product's own check is enough
+        _check(x, weight, mask, bias)
     pattern, grad_mask = mask, None
     if mask.dtype != torch.bool:
         weight = weight * mask  # autograd takes the product apart into the gradients of weight and of mask
         pattern = mask != 0
         # A mask that learns needs the gradient of pruned entries too: that is what revives them.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad else None
-    rows = x if weight.dim() == 3 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        y = _MaskedProduct.apply(rows, weight, pattern, grad_mask, bias, False)
-    else:  # Function.apply binds its arguments by inspection, which costs more than a small product
-        y = torch.ops.pns_fast.masked_product(rows, weight, pattern, bias, False)
-    return y.reshape(*x.shape[:-1], weight.shape[-2])
+    rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    # Inside a transform a tensor does not tell whether one outside of it needs the gradient.
+    if (needs_grad and torch.is_grad_enabled()) or _is_transformed():
+        y = _product(rows, weight, pattern, grad_mask, bias, False)
+    else:
+        y = _masked_product(rows, weight, pattern, bias, False)
+    return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
 
 
 # Composite: torch.ops.pns_fast.masked_linear is differentiable, traceable and vmappable as the two products are.
@@ -245,8 +402,10 @@ library.impl("masked_linear", _masked_linear, "CompositeImplicitAutograd")
 def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x (weight * mask)^T + bias`` in time proportional to the kept weights, forward and backward.
 
-    Where the mask is False nothing is read: an inf or NaN there does not spread, unlike in ``F.linear(x, w * m)``.
-    The gradient of ``weight`` is formed at kept positions and is 0 elsewhere.
+    A pruned weight is not read: an inf or NaN there does not spread, unlike in ``F.linear(x, w * m)``. The gradient of
+    ``weight`` is formed at kept positions and is 0 elsewhere. Where the kept weights are is found once for each mask
+    and remembered; every call compares the mask with that, so it may change at any time and by any means.
+    Under autocast it runs in float32.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once.
@@ -268,10 +427,6 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         tensor([[1.5000, 4.0000]])
     """
     check_tensor("x", x)
-    check_tensor("weight", weight)
-    check_tensor("mask", mask)
-    if bias is not None:
-        check_tensor("bias", bias)
     return _masked_linear(x, weight, mask, bias)
 
 

@@ -9,7 +9,7 @@ import torch
 from tolerances import TOLERANCES
 
 import pns_fast as pns
-from pns_fast import ops, reference
+from pns_fast import _native, ops, reference
 
 F32, F64 = torch.float32, torch.float64
 
@@ -48,6 +48,99 @@ def test_equals_the_twin(simd_level, batch, n_in, n_out, density, n):
             got = ops.masked_linear(x, weight, mask, b)
             assert got.dtype == dtype
             assert_close(got, reference.masked_linear(x, weight, mask, b), tolerance)
+
+
+# Past every border inside: panels of 128 and of 1,024 columns, 4 and more tiles of a batch, blocks of 96 rows and of
+# 256 columns; densities of the narrow and the wide panels and of the dense path.
+LARGE = [(300, 150, 110, 0.1), (65, 2100, 30, 0.02), (5, 260, 100, 0.5), (600, 70, 700, 0.6), (17, 130, 600, 0.1)]
+
+
+@pytest.mark.parametrize(("batch", "n_in", "n_out", "density"), LARGE)
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_large_layers_equal_the_twin(simd_level, set_threads, batch, n_in, n_out, density, dtype):
+    arguments = layer(batch, n_in, n_out, None, dtype, density)
+    forward, backward = ("float64",) * 2 if dtype == F64 else ("float32_forward", "float32_gradient")
+    assert_close(ops.masked_linear(*arguments), reference.masked_linear(*arguments), forward)
+    got = gradients(ops.masked_linear, *arguments)
+    # the twin's gradients of a sine of sums of 2,100 float32 terms: both in float64, or rounding in y is compared
+    wide = [a if a.dtype == torch.bool else a.double() for a in arguments]
+    for a, b in zip(got, gradients(reference.masked_linear, *wide), strict=True):
+        assert_close(a, b.to(dtype), backward)
+    set_threads(2)
+    assert all(torch.equal(a, b) for a, b in zip(got, gradients(ops.masked_linear, *arguments), strict=True))
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias"])
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.6])
+def test_a_gradient_alone_is_the_same(simd_level, wanted, density):
+    x, weight, mask, bias = layer(70, 150, 20, 2, F32, density)
+    together = dict(zip(("x", "weight", "bias"), gradients(ops.masked_linear, x, weight, mask, bias), strict=True))
+    inputs = {"x": x.clone(), "weight": weight.clone(), "bias": bias.clone()}
+    inputs[wanted].requires_grad_()
+    y = ops.masked_linear(inputs["x"], inputs["weight"], mask, inputs["bias"])
+    (y.sin() + 0.1).square().sum().backward()
+    assert torch.equal(inputs[wanted].grad, together[wanted])
+
+
+def change_by_numpy(mask):
+    mask.numpy()[0, 0] ^= True
+
+
+def change_data(mask):
+    mask.data[0, 1] = ~mask.data[0, 1]
+
+
+CHANGES = {
+    "in place": lambda mask: mask.logical_not_(),
+    "one entry": lambda mask: mask.__setitem__((2, 3), not mask[2, 3]),
+    "copy": lambda mask: mask.copy_(torch.rand(mask.shape) < 0.5),
+    "data": change_data,
+    "numpy": change_by_numpy,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.8])
+def test_a_changed_mask_is_noticed(simd_level, change, density):
+    x, weight, mask, bias = layer(6, 67, 9, None, F32, density)
+    all_results(x, weight, mask, bias)
+    CHANGES[change](mask)
+    for a, b in zip(all_results(x, weight, mask, bias), all_results(x, weight, mask.clone(), bias), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_masks_that_come_and_go(simd_level):
+    """The next mask lies where the last one did."""
+    x, weight, _, bias = layer(6, 40, 30, None, F32)
+    for i in range(50):
+        mask = torch.rand(30, 40, generator=torch.Generator().manual_seed(i)) < 0.05 * (i % 20)
+        assert_close(
+            ops.masked_linear(x, weight, mask, bias), reference.masked_linear(x, weight, mask, bias), "float32_forward"
+        )
+        del mask
+
+
+def test_patterns_kept_are_bounded_and_can_be_dropped():
+    _native.cpu.clear_mask_pattern_cache()
+    assert _native.cpu.mask_pattern_cache_bytes() == 0
+    x, weight, mask, bias = layer(2, 300, 200, None, F32, 0.1)
+    ops.masked_linear(x, weight, mask, bias)
+    one = _native.cpu.mask_pattern_cache_bytes()
+    assert 2 * int(mask.sum()) < one < 100_000  # 2 bytes a kept weight, 1 bit a weight, 4 bytes a row and panel
+    ops.masked_linear(x, weight, mask, bias)
+    assert _native.cpu.mask_pattern_cache_bytes() == one
+    masks = [mask.clone() for _ in range(400)]
+    for m in masks:
+        ops.masked_linear(x, weight, m, bias)
+    assert _native.cpu.mask_pattern_cache_bytes() <= 256 * one
+    _native.cpu.clear_mask_pattern_cache()
+    assert _native.cpu.mask_pattern_cache_bytes() == 0
+
+
+def test_mask_bytes_other_than_one(simd_level):
+    x, weight, mask, bias = layer(6, 70, 9, None, F32, 0.1)
+    odd = (mask.to(torch.uint8) * 2).view(torch.bool)
+    assert torch.equal(ops.masked_linear(x, weight, odd, bias), ops.masked_linear(x, weight, mask, bias))
 
 
 def gradients(function, x, weight, mask, bias):
@@ -280,10 +373,14 @@ def test_torch_func_nested_over_a_float_mask():
     assert_close(results[1], results[3], "float64")
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("n", [None, 3])
 @pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (0, None, None, None), (None, 0, None, None), (None, None, 0, 0)])
-def test_vmap(in_dims):
-    batched = layer(n=6)
+def test_vmap(in_dims, n):
+    if n is None:
+        batched = layer(n=6)
+    else:
+        batched = [torch.stack(a) for a in zip(*(layer(n=n, seed=i) for i in range(6)), strict=True)]
     arguments = [a if d == 0 else a[0] for a, d in zip(batched, in_dims, strict=True)]
     got, expected = (torch.vmap(f, in_dims)(*arguments) for f in (ops.masked_linear, reference.masked_linear))
     assert_close(got, expected, "float64")
@@ -292,6 +389,71 @@ def test_vmap(in_dims):
         for f in (ops.masked_linear, reference.masked_linear)
     )
     assert_close(got, expected, "float64")
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_vmap_outside_of_autograd():
+    x, weight, mask, bias = layer(n=6)
+    got = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    torch.vmap(ops.masked_linear)(got[0], got[1], mask, got[2]).square().sum().backward()
+    expected = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    ops.masked_linear(expected[0], expected[1], mask, expected[2]).square().sum().backward()
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a.grad, b.grad, "float64")
+
+
+def test_autocast_runs_in_float32():
+    x, weight, mask, bias = layer(dtype=F32)
+    linear = torch.nn.Linear(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = linear(x)
+        y = ops.masked_linear(half, weight, mask, bias)
+        assert ops.masked_linear(x.double(), weight.double(), mask, bias.double()).dtype == F64
+    assert half.dtype == torch.bfloat16
+    assert y.dtype == F32
+    assert torch.equal(y, ops.masked_linear(half.float(), weight, mask, bias))
+    y.sum().backward()
+    assert linear.weight.grad.dtype == F32
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        _, weight, mask, bias = layer(dtype=F32)
+        self.weight, self.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return ops.masked_linear(x, self.weight, self.mask, self.bias)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_torch_export(strict):
+    module, x = Layer(), layer(dtype=F32)[0]
+    exported = torch.export.export(module, (x,), strict=strict)
+    assert torch.equal(exported.module()(x), module(x))
+
+
+def test_zero_dimensional_and_one_dimensional_input():
+    x, weight, mask, bias = layer()
+    assert_close(
+        ops.masked_linear(x[0], weight, mask, bias), reference.masked_linear(x, weight, mask, bias)[0], "float64"
+    )
+    with pytest.raises(ValueError, match="x: "):
+        ops.masked_linear(torch.tensor(1.0, dtype=F64), weight, mask, bias)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements():
+    """A batch of 2^31 + 2^20 numbers (8 GB, and 4 GB of results)."""
+    batch = 2**26 + 2**15
+    x = torch.ones(batch, 32)
+    x[-1] = torch.arange(32)
+    weight, mask = torch.ones(16, 32), torch.zeros(16, 32, dtype=torch.bool)
+    mask[:, ::8] = True
+    y = ops.masked_linear(x, weight, mask)
+    assert torch.equal(y[-1], torch.full((16,), 48.0))
+    assert bool((y[:-1] == 4).all())
 
 
 def test_the_registered_op_is_differentiable():

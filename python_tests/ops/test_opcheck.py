@@ -75,6 +75,12 @@ SAMPLES = {
     "masked_product strided": ("masked_product", (rand(5, 4).T, rand(5, 3).T, on(5, 3).T, None, False), {}),
     "masked_outer": ("masked_outer", (rand(4, 3), rand(4, 5), on(3, 5)), {}),
     "masked_outer batched": ("masked_outer", (rand(2, 4, 3), rand(2, 4, 5), on(2, 3, 5)), {}),
+    "masked_backward": ("masked_backward", (rand(4, 3), rand(4, 5), rand(3, 5), on(3, 5), [True, True, True]), {}),
+    "masked_backward of x": (
+        "masked_backward",
+        (rand(2, 4, 3), rand(2, 4, 5), rand(2, 3, 5), on(2, 3, 5), [True, False, False]),
+        {},
+    ),
     "masked_outer strided": ("masked_outer", (rand(3, 4).T, rand(5, 4).T, on(5, 3).T), {}),
     "mlp_trainer adam": ("mlp_trainer", *trainer_arguments(ADAM)),
     "mlp_trainer sgd": ("mlp_trainer", *trainer_arguments(SGD, "cross_entropy", schedule="cosine")),
@@ -128,6 +134,10 @@ WRONG_PRODUCTS = {
     "half": lambda: OPS.masked_product(rand(4, 5).half(), rand(3, 5).half(), on(3, 5), None, False),
     "outer: batches": lambda: OPS.masked_outer(rand(1, 3), rand(400, 5), on(3, 5)),
     "outer: mask": lambda: OPS.masked_outer(rand(4, 3), rand(4, 5), on(30, 50)),
+    "backward: batches": lambda: OPS.masked_backward(rand(4, 3), rand(1, 5), rand(3, 5), on(3, 5), [True, True, True]),
+    "backward: x": lambda: OPS.masked_backward(rand(4, 3), rand(4, 2), rand(3, 5), on(3, 5), [True, True, True]),
+    "backward: grad": lambda: OPS.masked_backward(rand(4, 2), rand(4, 5), rand(3, 5), on(3, 5), [False, True, False]),
+    "backward: mask": lambda: OPS.masked_backward(rand(4, 3), rand(4, 5), rand(3, 5), on(2, 5), [False, True, False]),
     "outer: dtypes": lambda: OPS.masked_outer(rand(4, 3, dtype=F32), rand(4, 5), on(3, 5)),
 }
 
