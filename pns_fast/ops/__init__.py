@@ -1,7 +1,8 @@
 """The kernels as torch ops. Each is also ``torch.ops.pns_fast.<name>``; the twin is in ``pns_fast.reference``."""
 
+from ._supermask import supermask
 from .best_match import BestMatch, best_match
-from .masked_linear import masked_linear, supermask
+from .masked_linear import masked_linear
 from .mlp_trainer import batch_order, mlp_gradients, mlp_trainer
 from .topk_mask import kth_largest, topk_mask
 

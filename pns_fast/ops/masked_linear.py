@@ -1,4 +1,4 @@
-"""masked_linear and supermask: differentiable ops at the cost of the kept weights.
+"""masked_linear: a differentiable op at the cost of the kept weights.
 
 Two native products, x (W m)^T and m (grad^T x), are closed under differentiation: each one's gradients are again such
 products, so second derivatives (GraSP) come for free. A backward that is not itself differentiated is one native call.
@@ -12,229 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _native
-from ._library import (
-    FLOATS,
-    check_same_device,
-    check_same_dtype,
-    check_shape,
-    check_tensor,
-    library,
-    not_on_cuda,
-    pointer,
-)
-from .topk_mask import check_keep, topk_mask
+from ._library import FLOATS, check_same_device, check_same_dtype, check_tensor, library
+from ._masked_product import masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
-library.define("supermask(Tensor scores, Scalar keep) -> Tensor")
-library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
-library.define("masked_outer(Tensor grad, Tensor x, Tensor mask) -> Tensor")
-library.define(
-    "masked_backward(Tensor grad, Tensor x, Tensor weight, Tensor mask, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
-)
-
-_masked_product = torch.ops.pns_fast.masked_product.default
-_masked_outer = torch.ops.pns_fast.masked_outer.default
-_masked_backward = torch.ops.pns_fast.masked_backward.default
-
-_FORWARD = {torch.float32: _native.cpu.masked_linear_forward_f32, torch.float64: _native.cpu.masked_linear_forward_f64}
-_BACKWARD = {
-    torch.float32: _native.cpu.masked_linear_backward_f32,
-    torch.float64: _native.cpu.masked_linear_backward_f64,
-}
-
-
-# ---- the native products
-
-
-def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
-    """(networks, batch, inputs, outputs) of [N, B, .] or [B, .] and mask [N, O, I] or [O, I]."""
-    shape = mask.shape
-    return (shape[0] if len(shape) == 3 else 1), batched.shape[-2], shape[-1], shape[-2]
-
-
-def _fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool = False) -> bool:
-    """Whether a native product takes these: in one expression, since it stands before every call. If not, the checks
-    that follow say why."""
-    shape, dtype = weight.shape, weight.dtype
-    n_dims = len(shape)
-    return (
-        (n_dims == 2 or n_dims == 3)
-        and mask.shape == shape
-        and x.dim() == n_dims
-        and x.shape[-1] == shape[-2 if transposed else -1]
-        and (n_dims == 2 or x.shape[0] == shape[0])
-        and dtype in _FORWARD
-        and x.dtype == dtype
-        and mask.dtype == torch.bool
-        and (bias is None or (bias.shape == shape[:-1] and bias.dtype == dtype))
-    )
-
-
-def _check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
-    """The raw ops are callable too: nothing may reach the kernel with shapes that do not fit."""
-    check_tensor("x", x, FLOATS)
-    check_tensor("weight", weight, (x.dtype,), (x.dim(),))
-    check_tensor("mask", mask, (torch.bool,))
-    check_shape("mask", mask, weight.shape, "that of weight")
-    lead, n_features = weight.shape[:-2], weight.shape[-2 if transposed else -1]
-    check_tensor("x", x, ndim=(2, 3))
-    check_shape("x", x, (*lead, x.shape[-2], n_features), "to go with weight")
-    if bias is not None:
-        check_tensor("bias", bias, (x.dtype,))
-        check_shape("bias", bias, weight.shape[:-1], "weight's outputs")
-        if transposed:
-            raise ValueError("bias: expected None with transposed=True")
-
-
-def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
-    check_tensor("x", x, FLOATS, (2, 3))
-    check_tensor("grad", grad, (x.dtype,), (x.dim(),))
-    check_tensor("mask", mask, (torch.bool,), (x.dim(),))
-    check_shape("grad", grad, (*mask.shape[:-2], x.shape[-2], mask.shape[-2]), "to go with x and mask")
-    check_shape("x", x, (*mask.shape[:-2], x.shape[-2], mask.shape[-1]), "to go with mask")
-
-
-def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bias=None) -> None:
-    grad, x, weight, mask = (None if t is None else t.contiguous() for t in (grad, x, weight, mask))
-    pointers = map(pointer, (grad, x, weight, mask, grad_x, grad_weight, grad_bias))
-    _BACKWARD[grad.dtype](*_sizes(grad, mask), *pointers, torch.get_num_threads())
-
-
-def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
-    return (*x.shape[:-1], weight.shape[-1 if transposed else -2])
-
-
-def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    if (bias is not None and transposed) or not _fits(x, weight, mask, bias, transposed):
-        _check_product(x, weight, mask, bias, transposed)
-    y = x.new_empty(_product_shape(x, weight, transposed))
-    if transposed:
-        _run_backward(x, None, weight, mask, grad_x=y)
-        return y
-    x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
-    _FORWARD[x.dtype](*_sizes(x, mask), *pointers, torch.get_num_threads())
-    return y
-
-
-def _masked_outer_cpu(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    _check_outer(grad, x, mask)
-    y = x.new_empty(mask.shape)
-    _run_backward(grad, x, None, mask, grad_weight=y)
-    return y
-
-
-def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, weight and bias; without elements where not wanted."""
-    wants_x, wants_weight, wants_bias = wanted
-    return (
-        x.new_empty(x.shape if wants_x else 0),
-        x.new_empty(weight.shape if wants_weight else 0),
-        x.new_empty(weight.shape[:-1] if wants_bias else 0),
-    )
-
-
-def _masked_backward_cpu(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    is_like_x = x.shape[:-1] == grad.shape[:-1] and x.shape[-1] == weight.shape[-1] and x.dtype == grad.dtype
-    if not (is_like_x and _fits(grad, weight, mask, None, True)):
-        _check_product(grad, weight, mask, None, True)
-        _check_outer(grad, x, mask)
-    grad_x, grad_weight, grad_bias = results = _empty_gradients(x, weight, wanted)
-    wants_x, wants_weight, wants_bias = wanted
-    _run_backward(
-        grad,
-        x,
-        weight,
-        mask,
-        grad_x if wants_x else None,
-        grad_weight if wants_weight else None,
-        grad_bias if wants_bias else None,
-    )
-    return results
-
-
-for _name, _implementation in (
-    ("masked_product", _masked_product_cpu),
-    ("masked_outer", _masked_outer_cpu),
-    ("masked_backward", _masked_backward_cpu),
-):
-    library.impl(_name, _implementation, "CPU")
-    library.impl(_name, not_on_cuda("masked_linear"), "CUDA")
-
-
-@torch.library.register_fake("pns_fast::masked_product", lib=library)
-def _(x, weight, mask, bias, transposed):
-    _check_product(x, weight, mask, bias, transposed)
-    return x.new_empty(_product_shape(x, weight, transposed))
-
-
-@torch.library.register_fake("pns_fast::masked_outer", lib=library)
-def _(grad, x, mask):
-    _check_outer(grad, x, mask)
-    return x.new_empty(mask.shape)
-
-
-@torch.library.register_fake("pns_fast::masked_backward", lib=library)
-def _(grad, x, weight, mask, wanted):
-    _check_product(grad, weight, mask, None, True)
-    _check_outer(grad, x, mask)
-    return _empty_gradients(x, weight, wanted)
-
-
-# ---- vmap: the mapped dimension becomes networks
-
-
-def _as_networks(size: int, in_dims, tensors) -> list[Tensor | None]:
-    """Each [..., a, b] as [size * n, a, b]: mapped dimensions in front, what is not mapped repeated."""
-    networks = []
-    for dim, t in zip(in_dims, tensors, strict=True):
-        if t is not None:
-            t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-        networks.append(t)
-    return networks
-
-
-def _merged(t: Tensor | None, n_inner: int) -> Tensor | None:
-    """[V, a, b] as it is; [V, N, a, b] as [V * N, a, b]; ``n_inner`` counts the dimensions of one network's tensor."""
-    return t if t is None or t.dim() == n_inner + 1 else t.flatten(0, 1)
-
-
-def _split(t: Tensor, size: int, like: Tensor) -> Tensor:
-    return t if like.dim() == 3 else t.unflatten(0, (size, like.shape[1]))
-
-
-def _vmap_product(info, in_dims, x, weight, mask, bias, transposed):
-    x, weight, mask, bias = _as_networks(info.batch_size, in_dims[:4], (x, weight, mask, bias))
-    merged = (_merged(x, 2), _merged(weight, 2), _merged(mask, 2), _merged(bias, 1))
-    return _split(_masked_product(*merged, transposed), info.batch_size, x), 0
-
-
-def _vmap_outer(info, in_dims, *tensors):
-    networks = _as_networks(info.batch_size, in_dims, tensors)
-    merged = _masked_outer(*(_merged(t, 2) for t in networks))
-    return _split(merged, info.batch_size, networks[0]), 0
-
-
-def _vmap_backward(info, in_dims, grad, x, weight, mask, wanted):
-    networks = _as_networks(info.batch_size, in_dims[:4], (grad, x, weight, mask))
-    results = _masked_backward(*(_merged(t, 2) for t in networks), wanted)
-    split = (
-        _split(r, info.batch_size, networks[0]) if wants else r.expand(info.batch_size, 0)
-        for r, wants in zip(results, wanted, strict=True)
-    )
-    return tuple(split), (0, 0, 0)
-
-
-torch.library.register_vmap("pns_fast::masked_product", _vmap_product, lib=library)
-torch.library.register_vmap("pns_fast::masked_outer", _vmap_outer, lib=library)
-torch.library.register_vmap("pns_fast::masked_backward", _vmap_backward, lib=library)
-
-
-# ---- autograd
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -244,7 +25,7 @@ class _MaskedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, mask, grad_mask, bias, transposed):
-        return _masked_product(x, weight, mask, bias, transposed)
+        return masked_product(x, weight, mask, bias, transposed)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -257,7 +38,7 @@ class _MaskedProduct(torch.autograd.Function):
         wants_x, wants_weight, _, _, wants_bias, _ = ctx.needs_input_grad
         if not (torch.is_grad_enabled() or ctx.transposed or grad_mask is not None):
             wanted = [wants_x, wants_weight, wants_bias]
-            grad_x, grad_weight, grad_bias = _masked_backward(grad, x, weight, mask, wanted)
+            grad_x, grad_weight, grad_bias = masked_backward(grad, x, weight, mask, wanted)
             return (
                 grad_x if wants_x else None,
                 grad_weight if wants_weight else None,
@@ -284,7 +65,7 @@ class _MaskedOuter(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, x, mask):
-        return _masked_outer(grad, x, mask)
+        return masked_outer(grad, x, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -331,9 +112,6 @@ def _product(*inputs) -> Tensor:
 
 def _outer(*inputs) -> Tensor:
     return (_MaskedOuter if _is_transformed() else _EagerOuter).apply(*inputs)
-
-
-# ---- the public ops
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
@@ -383,15 +161,15 @@ def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
     if mask.dtype != torch.bool:
         weight = weight * mask  # autograd takes the product apart into the gradients of weight and of mask
         pattern = mask != 0
-        # A mask that learns needs the gradient of pruned entries too: that is what revives them.
-        grad_mask = torch.ones_like(pattern) if mask.requires_grad else None
+        # A mask that learns needs the gradient of pruned entries too: that is what revives them. Inside a transform a
+        # tensor does not tell whether one outside of it needs the gradient.
+        grad_mask = torch.ones_like(pattern) if mask.requires_grad or _is_transformed() else None
     rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    # Inside a transform a tensor does not tell whether one outside of it needs the gradient.
     if (needs_grad and torch.is_grad_enabled()) or _is_transformed():
         y = _product(rows, weight, pattern, grad_mask, bias, False)
     else:
-        y = _masked_product(rows, weight, pattern, bias, False)
+        y = masked_product(rows, weight, pattern, bias, False)
     return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
 
 
@@ -428,50 +206,3 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     """
     check_tensor("x", x)
     return _masked_linear(x, weight, mask, bias)
-
-
-class _Supermask(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scores, keep):
-        return topk_mask(scores.abs().reshape(-1), keep).reshape(scores.shape).to(scores.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None
-
-
-library.impl("supermask", lambda scores, keep: _Supermask.apply(scores, keep), "CompositeImplicitAutograd")
-
-
-def supermask(scores: Tensor, keep: int | float) -> Tensor:
-    """The 0/1 mask of the largest ``|scores|`` with a straight-through gradient: edge-popup's mask.
-
-    Args:
-        scores: float tensor of any shape, ranked as a whole.
-        keep: count (int) or density (float), as in :func:`topk_mask`.
-
-    Returns:
-        0.0 or 1.0 in the shape and dtype of ``scores``; ``d mask / d scores = 1`` for every score. Code that trains
-        signed scores, as hidden-networks does, calls ``supermask(scores.abs(), keep)``: the gradient then carries the
-        sign, so that a harmful weight's score shrinks towards 0 from both sides.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-
-    Source: Ramanujan et al. 2020, "What's hidden in a randomly weighted neural network?", equation 3.
-
-    Example:
-        >>> scores = torch.tensor([0.1, -2.0, 0.5], requires_grad=True)
-        >>> mask = supermask(scores, 2)
-        >>> mask.sum().backward(); mask.detach(), scores.grad
-        (tensor([0., 1., 1.]), tensor([1., 1., 1.]))
-    """
-    check_tensor("scores", scores)
-    check_keep(keep)
-    return _Supermask.apply(scores, keep)

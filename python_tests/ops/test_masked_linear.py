@@ -6,34 +6,15 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES
+from ops.layers import F32, F64, assert_close, gradients, layer
 
 import pns_fast as pns
 from pns_fast import _native, ops, reference
-
-F32, F64 = torch.float32, torch.float64
 
 
 @pytest.fixture(autouse=True)
 def one_thread(set_threads):
     set_threads(1)
-
-
-def layer(batch=5, n_in=4, n_out=3, n=None, dtype=F64, density=0.5, seed=0):
-    """(x, weight, mask, bias); with ``n`` for n networks."""
-    g = torch.Generator().manual_seed(seed)
-    lead = () if n is None else (n,)
-    x, weight, bias = (
-        torch.randn(*lead, *shape, generator=g, dtype=F64).to(dtype)
-        for shape in ((batch, n_in), (n_out, n_in), (n_out,))
-    )
-    return x, weight, torch.rand(weight.shape, generator=g) < density, bias
-
-
-def assert_close(got, expected, name, scale=None):
-    rtol, atol = TOLERANCES[name]
-    scale = float(expected.abs().max()) if scale is None and expected.numel() else (scale or 0.0)
-    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol + rtol * scale)
 
 
 @pytest.mark.parametrize("n", [None, 1, 3])
@@ -141,13 +122,6 @@ def test_mask_bytes_other_than_one(simd_level):
     x, weight, mask, bias = layer(6, 70, 9, None, F32, 0.1)
     odd = (mask.to(torch.uint8) * 2).view(torch.bool)
     assert torch.equal(ops.masked_linear(x, weight, odd, bias), ops.masked_linear(x, weight, mask, bias))
-
-
-def gradients(function, x, weight, mask, bias):
-    """Of a non-linear function of the output, so that the upstream gradient is no constant."""
-    inputs = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
-    (function(inputs[0], inputs[1], mask, inputs[2]).sin() + 0.1).square().sum().backward()
-    return [t.grad for t in inputs]
 
 
 @pytest.mark.parametrize("n", [None, 3])
@@ -300,138 +274,6 @@ def test_one_large_network_with_one_and_two_threads(simd_level, set_threads):
         got.append(all_results(*arguments))
     for other in got[1:]:
         assert all(torch.equal(a, b) for a, b in zip(got[0], other, strict=True))
-
-
-def loss_of(function):
-    return lambda x, weight, mask, bias: function(x, weight, mask, bias).square().sum()
-
-
-@pytest.mark.parametrize("n", [None, 2])
-@pytest.mark.parametrize("mask_kind", ["bool", "float"])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_torch_compile(n, mask_kind, has_bias):
-    x, weight, mask, bias = layer(n=n)
-    mask = mask.to(F64) if mask_kind == "float" else mask
-    torch._dynamo.reset()
-
-    def run(function):
-        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
-        y = function(inputs[0], inputs[1], mask, inputs[2] if has_bias else None)
-        y.square().sum().backward()
-        return [y.detach(), *(t.grad for t in inputs[: 3 if has_bias else 2])]
-
-    compiled = torch.compile(ops.masked_linear, fullgraph=True, backend="aot_eager")
-    for a, b in zip(run(compiled), run(ops.masked_linear), strict=True):
-        assert_close(a, b, "float64")
-
-
-def test_torch_compile_of_edge_popup():
-    x, weight, _, bias = layer()
-    torch._dynamo.reset()
-
-    def loss(scores):
-        return ops.masked_linear(x, weight, ops.supermask(scores, 0.5), bias).square().sum()
-
-    grads = []
-    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        scores = weight.sin().requires_grad_()
-        function(scores).backward()
-        grads.append(scores.grad)
-    assert_close(grads[1], grads[0], "float64")
-
-
-@pytest.mark.parametrize("mask_kind", ["bool", "float"])
-def test_torch_func_grad_and_hessian(mask_kind):
-    x, weight, mask, bias = layer()
-    mask = mask.to(F64) if mask_kind == "float" else mask
-    wanted = (0, 1, 3) if mask_kind == "bool" else (0, 1, 2, 3)
-    got, expected = (
-        torch.func.grad(loss_of(f), wanted)(x, weight, mask, bias) for f in (ops.masked_linear, reference.masked_linear)
-    )
-    for a, b, at in zip(got, expected, wanted, strict=True):
-        # the twin multiplies: it has no gradient at pruned entries either, but 0 * inf elsewhere
-        assert_close(a * mask if at == 1 else a, b * mask if at == 1 else b, "float64")
-    hessians = [
-        torch.func.jacrev(torch.func.grad(loss_of(f), 1), 1)(x, weight, mask, bias)
-        for f in (ops.masked_linear, reference.masked_linear)
-    ]
-    assert_close(hessians[0], hessians[1], "float64")
-
-
-def test_torch_func_nested_over_a_float_mask():
-    x, weight, mask, _ = layer()
-    results = []
-    for function in (ops.masked_linear, reference.masked_linear):
-        for inner in (0, 1):  # the gradient to the mask of the norm of a gradient to x, to weight
-
-            def norm(m, function=function, inner=inner):
-                g = torch.func.grad(lambda x, w: function(x, w, m).square().sum(), inner)(x, weight)
-                return g.square().sum()
-
-            results.append(torch.func.grad(norm)(mask.to(F64)))
-    assert_close(results[0], results[2], "float64")
-    assert_close(results[1], results[3], "float64")
-
-
-@pytest.mark.filterwarnings("error:There is a performance drop")
-@pytest.mark.parametrize("n", [None, 3])
-@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (0, None, None, None), (None, 0, None, None), (None, None, 0, 0)])
-def test_vmap(in_dims, n):
-    if n is None:
-        batched = layer(n=6)
-    else:
-        batched = [torch.stack(a) for a in zip(*(layer(n=n, seed=i) for i in range(6)), strict=True)]
-    arguments = [a if d == 0 else a[0] for a, d in zip(batched, in_dims, strict=True)]
-    got, expected = (torch.vmap(f, in_dims)(*arguments) for f in (ops.masked_linear, reference.masked_linear))
-    assert_close(got, expected, "float64")
-    got, expected = (
-        torch.vmap(torch.func.grad(loss_of(f), 1), in_dims)(*arguments)
-        for f in (ops.masked_linear, reference.masked_linear)
-    )
-    assert_close(got, expected, "float64")
-
-
-@pytest.mark.filterwarnings("error:There is a performance drop")
-def test_vmap_outside_of_autograd():
-    x, weight, mask, bias = layer(n=6)
-    got = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    torch.vmap(ops.masked_linear)(got[0], got[1], mask, got[2]).square().sum().backward()
-    expected = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    ops.masked_linear(expected[0], expected[1], mask, expected[2]).square().sum().backward()
-    for a, b in zip(got, expected, strict=True):
-        assert_close(a.grad, b.grad, "float64")
-
-
-def test_autocast_runs_in_float32():
-    x, weight, mask, bias = layer(dtype=F32)
-    linear = torch.nn.Linear(4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = linear(x)
-        y = ops.masked_linear(half, weight, mask, bias)
-        assert ops.masked_linear(x.double(), weight.double(), mask, bias.double()).dtype == F64
-    assert half.dtype == torch.bfloat16
-    assert y.dtype == F32
-    assert torch.equal(y, ops.masked_linear(half.float(), weight, mask, bias))
-    y.sum().backward()
-    assert linear.weight.grad.dtype == F32
-
-
-class Layer(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        _, weight, mask, bias = layer(dtype=F32)
-        self.weight, self.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
-        self.register_buffer("mask", mask)
-
-    def forward(self, x):
-        return ops.masked_linear(x, self.weight, self.mask, self.bias)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_torch_export(strict):
-    module, x = Layer(), layer(dtype=F32)[0]
-    exported = torch.export.export(module, (x,), strict=strict)
-    assert torch.equal(exported.module()(x), module(x))
 
 
 def test_zero_dimensional_and_one_dimensional_input():

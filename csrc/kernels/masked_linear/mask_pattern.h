@@ -36,7 +36,7 @@ struct MaskPattern {
 };
 
 // The density from which the dense products are faster (bench/README.md, "masked_linear: where paths cross").
-constexpr double kMaskedDenseFrom = 0.22;
+constexpr double kMaskedDenseFrom = 0.4;
 
 // The pattern of mask [n_networks, n_out, n_in], any non-zero byte is kept. Safe to call from several threads.
 std::shared_ptr<const MaskPattern> mask_pattern(const uint8_t* mask, int64_t n_networks, int64_t n_out, int64_t n_in,

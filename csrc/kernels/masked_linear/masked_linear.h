@@ -68,9 +68,10 @@ struct MaskedLinearFunctions {
   void (*scatter)(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride);
   // y[r][b] += sum over row r's entries of value * x[column][b]
   void (*sparse_forward)(const SparsePanel<T>& a, const T* x, int64_t width, T* y);
-  // grad_x[column][b] += value * grad[r][b]; dots[entry] (+)= sum_b grad[r][b] * x[column][b]. Either may be null.
-  void (*sparse_backward)(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
-                          bool is_first);
+  // y[column][b] += value * grad[r][b] for every entry
+  void (*sparse_transposed)(const SparsePanel<T>& a, const T* grad, int64_t width, T* y);
+  // dots[entry] (+)= sum_b grad[r][b] * x[column][b]
+  void (*sparse_outer)(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* dots, bool is_first);
   // y[r][b] (+)= sum_k a[r * row_step + k * k_step] * x[k][b] for n_rows rows.
   void (*dense)(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const T* x, int64_t width,
                 T* y, bool is_first);

@@ -22,12 +22,13 @@ inline void with_vectors(int64_t width, F&& f) {
   }
 }
 
-// W samples by W features at a time through registers; what does not fill a block goes one by one.
+// W samples by W features at a time through registers, along W samples from end to end: W streams that the processor
+// fetches ahead. What does not fill a block goes one by one.
 template <typename T, int W>
 void gather_tile(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, T* tile, int64_t width) {
   using Vector = Vec<T, W>;
-  for (int64_t f = 0; f < n_features; f += W) {
-    for (int64_t b = 0; b < width; b += W) {
+  for (int64_t b = 0; b < width; b += W) {
+    for (int64_t f = 0; f < n_features; f += W) {
       if (f + W <= n_features && b + W <= n_batch) {
         Vector block[W];
         for (int j = 0; j < W; ++j) block[j] = Vector::load(x + (b + j) * x_stride + f);
@@ -45,8 +46,8 @@ void gather_tile(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_featur
 template <typename T, int W>
 void scatter_tile(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride) {
   using Vector = Vec<T, W>;
-  for (int64_t f = 0; f < n_features; f += W) {
-    for (int64_t b = 0; b < n_batch; b += W) {
+  for (int64_t b = 0; b < n_batch; b += W) {
+    for (int64_t f = 0; f < n_features; f += W) {
       if (f + W <= n_features && b + W <= n_batch) {
         Vector block[W];
         for (int j = 0; j < W; ++j) block[j] = Vector::load(tile + (f + j) * width + b);
@@ -134,30 +135,39 @@ template <typename T, int W, int V>
 }
 
 template <typename T, int W>
-void sparse_backward(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
-                     bool is_first) {
+void sparse_transposed(const SparsePanel<T>& a, const T* grad, int64_t width, T* y) {
   using Vector = Vec<T, W>;
   with_vectors<T, W>(width, [&](auto vectors) {
     constexpr int kWidth = vectors * W;
-    constexpr int V = vectors < 4 ? vectors : 4;
+    constexpr int V = vectors < 4 ? vectors : 4;  // spread_row holds 3 V vectors
+    for (int64_t r = 0; r < a.n_rows; ++r) {
+      for (int b = 0; b < kWidth && a.begin[r] < a.begin[r + 1]; b += V * W) {
+        Vector g[V];
+        for (int v = 0; v < V; ++v) g[v] = Vector::load(grad + r * kWidth + b + v * W);
+        spread_row<T, W, V>(a, a.begin[r], a.begin[r + 1], g, y + b, kWidth);
+      }
+    }
+  });
+}
+
+template <typename T, int W>
+void sparse_outer(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* dots, bool is_first) {
+  using Vector = Vec<T, W>;
+  with_vectors<T, W>(width, [&](auto vectors) {
+    constexpr int V = vectors, kWidth = V * W;
     PendingDots<T, W> pending(dots + a.begin[0], is_first);
     for (int64_t r = 0; r < a.n_rows; ++r) {
-      const int64_t first = a.begin[r], last = a.begin[r + 1];
-      if (first == last) continue;
-      Vector g[vectors];
-      for (int v = 0; v < vectors; ++v) g[v] = Vector::load(grad + r * kWidth + v * W);
-      if (grad_x != nullptr) {
-        for (int v = 0; v < vectors; v += V) spread_row<T, W, V>(a, first, last, g + v, grad_x + v * W, kWidth);
-      }
-      if (dots == nullptr) continue;
-      for (int64_t k = first; k < last; ++k) {
+      if (a.begin[r] == a.begin[r + 1]) continue;
+      Vector g[V];
+      for (int v = 0; v < V; ++v) g[v] = Vector::load(grad + r * kWidth + v * W);
+      for (int64_t k = a.begin[r]; k < a.begin[r + 1]; ++k) {
         const T* features = x + a.column[k] * kWidth;
         Vector sum = g[0] * Vector::load(features);
-        for (int v = 1; v < vectors; ++v) sum = fma(g[v], Vector::load(features + v * W), sum);
+        for (int v = 1; v < V; ++v) sum = fma(g[v], Vector::load(features + v * W), sum);
         pending.push(sum);
       }
     }
-    if (dots != nullptr) pending.flush();
+    pending.flush();
   });
 }
 
@@ -231,7 +241,7 @@ void select_kept(const uint8_t* mask, const T* in, int64_t n, T* out) {
 
 template <typename T, int W>
 MaskedLinearFunctions<T> masked_linear_functions() {
-  return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_backward<T, W>,
+  return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_transposed<T, W>, sparse_outer<T, W>,
           dense_rows<T, W>,  compress_row<T, W>, expand_row<T, W>,     select_kept<T, W>};
 }
 

@@ -1,0 +1,337 @@
+// One network's masked products: its batch in tiles, its path, and what its threads share.
+#pragma once
+
+#include <algorithm>
+
+#include "core/aligned_buffer.h"
+#include "core/parallel.h"
+#include "kernels/masked_linear/mask_pattern.h"
+#include "kernels/masked_linear/masked_linear.h"
+
+namespace pns {
+namespace {
+
+// Kept between calls: fresh memory costs more than many a product. Two of them a thread, for what all threads of a call
+// share and what each works in.
+template <typename T>
+struct Scratch {
+  AlignedBuffer<T> x, y, weight, packed, block;
+
+  size_t bytes() const { return (x.size() + y.size() + weight.size() + packed.size() + block.size()) * sizeof(T); }
+};
+template <typename T>
+struct BothScratch {
+  Scratch<T> shared, own;
+};
+template <typename T>
+BothScratch<T>& scratch() {
+  static thread_local BothScratch<T> kept;
+  return kept;
+}
+template <typename T>
+void release_large_scratch() {
+  constexpr size_t kMost = size_t{1} << 26;
+  auto& kept = scratch<T>();
+  if (kept.shared.bytes() + kept.own.bytes() > kMost) kept = {};
+}
+
+// The batch cut into tiles.
+template <typename T>
+struct Tiles {
+  static constexpr int64_t kLargest = kTileBytes / sizeof(T);
+  int64_t batch, width = kLargest, count;
+
+  explicit Tiles(int64_t n_batch) : batch(n_batch) {
+    while (width > kLargest / 4 && width / 2 >= batch) width /= 2;
+    count = (batch + width - 1) / width;
+  }
+  int64_t size(int64_t tile) const { return std::min(width, batch - tile * width); }
+};
+
+// Dense blocks: a weight block of kDenseRows x kDenseDepth is 96 KB of float and stays in L2 with a tile of x.
+constexpr int64_t kDenseRows = 96, kDenseDepth = 256;
+// The sparse forward's share of rows, and the tiles it walks at a time: sums of 512 KB stay in L2.
+constexpr int64_t kSparseRows = 512, kSparseTiles = 4;
+constexpr int64_t kGatherFeatures = 512;
+
+template <typename T>
+class MaskedNetwork {
+ public:
+  MaskedNetwork(const MaskedLinearFunctions<T>& run, const MaskPattern& pattern, int64_t n, int64_t batch,
+                int n_threads)
+      : run_(run), network_(pattern.networks[n]), n_out_(pattern.n_out), n_in_(pattern.n_in),
+        bits_(pattern.bits.data()), first_bit_(n * n_out_ * n_in_), tiles_(batch), n_threads_(n_threads), shared_(scratch<T>().shared) {}
+
+  void forward(const T* x, const T* weight, const uint8_t* mask, const T* bias, T* y) {
+    network_.is_dense ? forward_dense(x, weight, mask, bias, y) : forward_sparse(x, weight, bias, y);
+  }
+
+  void backward(const T* grad, const T* x, const T* weight, const uint8_t* mask, T* grad_x, T* grad_weight,
+                T* grad_bias) {
+    if (grad_bias != nullptr) {
+      std::fill_n(grad_bias, n_out_, T{0});
+      for (int64_t b = 0; b < tiles_.batch; ++b) {
+        for (int64_t o = 0; o < n_out_; ++o) grad_bias[o] += grad[b * n_out_ + o];
+      }
+    }
+    if (tiles_.batch == 0 && grad_weight != nullptr) std::fill_n(grad_weight, n_out_ * n_in_, T{0});
+    if (tiles_.batch == 0 || (grad_x == nullptr && grad_weight == nullptr)) return;
+    gather_all(grad, n_out_, &shared_.x);
+    if (network_.is_dense) {
+      backward_dense(x, weight, mask, grad_x, grad_weight);
+    } else {
+      backward_sparse(x, weight, grad_x, grad_weight);
+    }
+  }
+
+ private:
+  const T* tile_of(const AlignedBuffer<T>& tiles, int64_t tile, int64_t n_features) const {
+    return tiles.data() + tile * n_features * tiles_.width;
+  }
+
+  // All of a batch, tile by tile, where more than one thread reads each tile.
+  void gather_all(const T* x, int64_t n_features, AlignedBuffer<T>* tiles) {
+    tiles->resize(tiles_.count * n_features * tiles_.width);
+    const int64_t n_parts = (n_features + kGatherFeatures - 1) / kGatherFeatures;
+    parallel_items(tiles_.count * n_parts, n_threads_, [&](int64_t item, int) {
+      const int64_t tile = item / n_parts, f = item % n_parts * kGatherFeatures;
+      run_.gather(x + tile * tiles_.width * n_features + f, n_features, tiles_.size(tile),
+                  std::min(kGatherFeatures, n_features - f),
+                  tiles->data() + (tile * n_features + f) * tiles_.width, tiles_.width);
+    });
+  }
+
+  // f(row) for every row of the weight, which lies there row by row: panel by panel would miss the TLB all the time.
+  template <typename F>
+  void for_weight_rows(F&& f) const {
+    constexpr int64_t kRows = 32;
+    parallel_items((n_out_ + kRows - 1) / kRows, network_.n_entries > 20'000 ? n_threads_ : 1, [&](int64_t i, int) {
+      for (int64_t o = i * kRows; o < std::min(n_out_, (i + 1) * kRows); ++o) f(o);
+    });
+  }
+
+  // The kept weights in the entries' order: every tile of the batch reads them.
+  void compress(const T* weight) {
+    shared_.weight.resize(network_.n_entries);
+    for_weight_rows([&](int64_t o) {
+      for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
+        const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
+        const int64_t at = o * n_in_ + panel * network_.panel_width;
+        if (network_.is_wide()) {
+          for (uint32_t k = begin[0]; k < begin[1]; ++k) shared_.weight[k] = weight[at + network_.column[k]];
+        } else {
+          run_.compress(bits_, first_bit_ + at, columns_of(panel), weight + at, shared_.weight.data() + begin[0]);
+        }
+      }
+    });
+  }
+
+  // The reverse for `dots`, which lie in the same order; 0 where pruned.
+  void expand(const T* dots, T* grad_weight) const {
+    for_weight_rows([&](int64_t o) {
+      if (network_.is_wide()) std::fill_n(grad_weight + o * n_in_, n_in_, T{0});
+      for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
+        const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
+        const int64_t at = o * n_in_ + panel * network_.panel_width;
+        if (network_.is_wide()) {
+          for (uint32_t k = begin[0]; k < begin[1]; ++k) grad_weight[at + network_.column[k]] = dots[k];
+        } else {
+          run_.expand(bits_, first_bit_ + at, columns_of(panel), dots + begin[0], grad_weight + at);
+        }
+      }
+    });
+  }
+
+  int64_t columns_of(int64_t panel) const {
+    return std::min(network_.panel_width, n_in_ - panel * network_.panel_width);
+  }
+
+  SparsePanel<T> panel_of(int64_t panel, int64_t row, int64_t n_rows) const {
+    return {n_rows, network_.begin.data() + panel * n_out_ + row, network_.column.data(), shared_.weight.data()};
+  }
+
+  void fill_rows(const T* bias, int64_t n_rows, T* sums) const {
+    for (int64_t r = 0; r < n_rows; ++r) {
+      std::fill_n(sums + r * tiles_.width, tiles_.width, bias == nullptr ? T{0} : bias[r]);
+    }
+  }
+
+  // Each thread takes rows, and walks the panels for them: what it sums belongs to it.
+  void forward_sparse(const T* x, const T* weight, const T* bias, T* y) {
+    gather_all(x, n_in_, &shared_.x);
+    compress(weight);
+    const int64_t n_each = std::clamp<int64_t>((n_out_ + n_threads_ - 1) / n_threads_, 1, kSparseRows);
+    parallel_items((n_out_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
+      Scratch<T>& own = scratch<T>().own;
+      const int64_t row = item * n_each, n_rows = std::min(n_each, n_out_ - row), width = tiles_.width;
+      own.y.resize(kSparseTiles * n_rows * width);
+      for (int64_t first = 0; first < tiles_.count; first += kSparseTiles) {
+        const int64_t n_tiles = std::min(kSparseTiles, tiles_.count - first);
+        for (int64_t t = 0; t < n_tiles; ++t) {
+          fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data() + t * n_rows * width);
+        }
+        for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
+          const SparsePanel<T> rows = panel_of(panel, row, n_rows);
+          for (int64_t t = 0; t < n_tiles; ++t) {
+            run_.sparse_forward(rows, tile_of(shared_.x, first + t, n_in_) + panel * network_.panel_width * width, width,
+                                own.y.data() + t * n_rows * width);
+          }
+        }
+        for (int64_t t = 0; t < n_tiles; ++t) {
+          run_.scatter(own.y.data() + t * n_rows * width, width, tiles_.size(first + t), n_rows,
+                       y + (first + t) * width * n_out_ + row, n_out_);
+        }
+      }
+    });
+  }
+
+  // Each thread takes panels of columns, and walks all rows for them.
+  void backward_sparse(const T* x, const T* weight, T* grad_x, T* grad_weight) {
+    if (grad_x != nullptr) compress(weight);
+    if (grad_weight != nullptr) shared_.y.resize(network_.n_entries);
+    T* dots = grad_weight == nullptr ? nullptr : shared_.y.data();
+    parallel_items(network_.n_panels, n_threads_, [&](int64_t panel, int) {
+      Scratch<T>& own = scratch<T>().own;
+      const int64_t column = panel * network_.panel_width, width = tiles_.width;
+      const int64_t n_columns = columns_of(panel);
+      const SparsePanel<T> rows = panel_of(panel, 0, n_out_);
+      own.x.resize(n_columns * width);
+      // One tile for the other: each product has L1 for itself.
+      for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+        const T* grad_tile = tile_of(shared_.x, tile, n_out_);
+        const int64_t sample = tile * width * n_in_ + column;
+        if (grad_x != nullptr) {
+          own.x.assign_zero(n_columns * width);
+          run_.sparse_transposed(rows, grad_tile, width, own.x.data());
+          run_.scatter(own.x.data(), width, tiles_.size(tile), n_columns, grad_x + sample, n_in_);
+        }
+        if (grad_weight != nullptr) {
+          run_.gather(x + sample, n_in_, tiles_.size(tile), n_columns, own.x.data(), width);
+          run_.sparse_outer(rows, grad_tile, own.x.data(), width, dots, tile == 0);
+        }
+      }
+    });
+    if (grad_weight != nullptr) expand(dots, grad_weight);
+  }
+
+  // out[r][j] = the kept weights of rows [row, row + n_rows) and columns [column, column + n_columns), 0 elsewhere.
+  void select_block(const T* weight, const uint8_t* mask, int64_t row, int64_t n_rows, int64_t column,
+                    int64_t n_columns, T* out) const {
+    for (int64_t r = 0; r < n_rows; ++r) {
+      const int64_t at = (row + r) * n_in_ + column;
+      run_.select(mask + at, weight + at, n_columns, out + r * n_columns);
+    }
+  }
+
+  static int64_t rows_each(int64_t n, int n_threads) {
+    return std::min(kDenseRows, ((n + n_threads - 1) / n_threads + 5) / 6 * 6);
+  }
+
+  void forward_dense(const T* x, const T* weight, const uint8_t* mask, const T* bias, T* y) {
+    gather_all(x, n_in_, &shared_.x);
+    const int64_t n_each = rows_each(n_out_, n_threads_), width = tiles_.width;
+    parallel_items((n_out_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
+      Scratch<T>& own = scratch<T>().own;
+      const int64_t row = item * n_each, n_rows = std::min(n_each, n_out_ - row), n_sums = n_rows * width;
+      own.weight.resize(n_rows * kDenseDepth), own.y.resize(tiles_.count * n_sums);
+      for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+        fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data() + tile * n_sums);
+      }
+      for (int64_t i = 0; i < n_in_; i += kDenseDepth) {
+        const int64_t depth = std::min(kDenseDepth, n_in_ - i);
+        select_block(weight, mask, row, n_rows, i, depth, own.weight.data());
+        for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+          run_.dense(own.weight.data(), depth, 1, n_rows, depth, tile_of(shared_.x, tile, n_in_) + i * width, width,
+                     own.y.data() + tile * n_sums, false);
+        }
+      }
+      for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+        run_.scatter(own.y.data() + tile * n_sums, width, tiles_.size(tile), n_rows, y + tile * width * n_out_ + row, n_out_);
+      }
+    });
+  }
+
+  void backward_dense(const T* x, const T* weight, const uint8_t* mask, T* grad_x, T* grad_weight) {
+    if (grad_x != nullptr) {
+      const int64_t n_each = rows_each(n_in_, n_threads_);
+      parallel_items((n_in_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
+        dense_grad_x(weight, mask, item * n_each, std::min(n_each, n_in_ - item * n_each), grad_x);
+      });
+    }
+    if (grad_weight != nullptr) {
+      constexpr int64_t kEach = 2 * Tiles<T>::kLargest;
+      parallel_items((n_in_ + kEach - 1) / kEach, n_threads_, [&](int64_t item, int) {
+        dense_grad_weight(x, mask, item * kEach, std::min(kEach, n_in_ - item * kEach), grad_weight);
+      });
+    }
+  }
+
+  void dense_grad_x(const T* weight, const uint8_t* mask, int64_t column, int64_t n_columns, T* grad_x) {
+    Scratch<T>& own = scratch<T>().own;
+    const int64_t width = tiles_.width, n_sums = n_columns * width;
+    own.weight.resize(kDenseDepth * n_columns), own.y.resize(tiles_.count * n_sums);
+    for (int64_t o = 0; o < n_out_; o += kDenseDepth) {
+      const int64_t depth = std::min(kDenseDepth, n_out_ - o);
+      select_block(weight, mask, o, depth, column, n_columns, own.weight.data());
+      for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+        run_.dense(own.weight.data(), 1, n_columns, n_columns, depth, tile_of(shared_.x, tile, n_out_) + o * width,
+                   width, own.y.data() + tile * n_sums, o == 0);
+      }
+    }
+    for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+      run_.scatter(own.y.data() + tile * n_sums, width, tiles_.size(tile), n_columns,
+                   grad_x + tile * width * n_in_ + column, n_in_);
+    }
+  }
+
+  // Lanes are columns here, the sum runs over the batch: x is packed as it lies, kLargest columns at a time, and grad
+  // with all samples of an output in a row.
+  void dense_grad_weight(const T* x, const uint8_t* mask, int64_t column, int64_t n_columns, T* grad_weight) {
+    constexpr int64_t kLanes = Tiles<T>::kLargest;
+    Scratch<T>& own = scratch<T>().own;
+    const int64_t width = tiles_.width, n_samples = tiles_.count * width, n_packs = (n_columns + kLanes - 1) / kLanes;
+    own.packed.resize(n_packs * n_samples * kLanes), own.block.resize(kDenseRows * kLanes);
+    own.weight.resize(kDenseRows * n_samples);
+    for (int64_t pack = 0; pack < n_packs; ++pack) {
+      const int64_t i = column + pack * kLanes, n_lanes = std::min(kLanes, column + n_columns - i);
+      for (int64_t b = 0; b < n_samples; ++b) {
+        T* lanes = own.packed.data() + (pack * n_samples + b) * kLanes;
+        const int64_t n = b < tiles_.batch ? n_lanes : 0;
+        std::copy_n(x + b * n_in_ + i, n, lanes);
+        std::fill(lanes + n, lanes + kLanes, T{0});
+      }
+    }
+    for (int64_t o = 0; o < n_out_; o += kDenseRows) {
+      const int64_t n_rows = std::min(kDenseRows, n_out_ - o);
+      for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+        const T* grad = tile_of(shared_.x, tile, n_out_) + o * width;
+        for (int64_t r = 0; r < n_rows; ++r) {
+          std::copy_n(grad + r * width, width, own.weight.data() + r * n_samples + tile * width);
+        }
+      }
+      for (int64_t pack = 0; pack < n_packs; ++pack) {
+        const int64_t i = column + pack * kLanes, n_lanes = std::min(kLanes, column + n_columns - i);
+        for (int64_t b = 0; b < n_samples; b += kDenseDepth) {
+          run_.dense(own.weight.data() + b, n_samples, 1, n_rows, std::min(kDenseDepth, n_samples - b),
+                     own.packed.data() + (pack * n_samples + b) * kLanes, kLanes, own.block.data(), b == 0);
+        }
+        for (int64_t r = 0; r < n_rows; ++r) {
+          const int64_t at = (o + r) * n_in_ + i;
+          run_.select(mask + at, own.block.data() + r * kLanes, n_lanes, grad_weight + at);
+        }
+      }
+    }
+  }
+
+  const MaskedLinearFunctions<T> run_;
+  const MaskPattern::Network& network_;
+  const int64_t n_out_, n_in_;
+  const uint64_t* bits_;
+  const int64_t first_bit_;
+  const Tiles<T> tiles_;
+  const int n_threads_;
+  Scratch<T>& shared_;
+};
+
+}  // namespace
+}  // namespace pns
