@@ -79,7 +79,7 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLinear | Superm
     """Every masked or supermask layer with its name, each once."""
     for name, module in unwrap(model).named_modules():
         if isinstance(module, (MaskedLinear, SupermaskLinear)):
-            yield name.replace("_orig_mod.", "").removesuffix("_orig_mod"), module
+            yield name, module
 
 
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
@@ -127,9 +127,10 @@ def set_masks(model: nn.Module, masks: Masks) -> None:
         if isinstance(layer, MaskedLinear)
         for name, mask in layer.masks().items()
     }
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, mask in check_names("masks", masks).items():
         if name not in targets:
-            kind = "a parameter of no MaskedLinear" if name in dict(model.named_parameters()) else "no parameter"
+            kind = "a parameter of no MaskedLinear" if name in names else "no parameter"
             raise ValueError(
                 f"masks: {name!r} is {kind} of the model; other parameters are pruned by finalize(model, masks) "
                 f"and keep_pruned(optimizer, model, masks)"

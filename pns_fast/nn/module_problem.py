@@ -83,13 +83,13 @@ class ModuleProblem(ScoringProblem):
 
 
 def check_batches(batches: Iterable | None) -> Batches:
-    """``batches`` as (inputs, target) pairs; one pair ``(x, y)`` of tensors is a list of one."""
+    """``batches`` as (inputs, target) pairs; one pair ``(x, y)``, x or y a tensor, is a list of one."""
     if batches is None:
         return []
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise TypeError(f"batches: expected (x, y) pairs, got {type(batches).__name__}")
     batches = list(batches)
-    if len(batches) == 2 and isinstance(batches[1], Tensor):
+    if len(batches) == 2 and any(isinstance(part, Tensor) for part in batches):
         batches = [tuple(batches)]
     pairs = []
     for i, batch in enumerate(batches):

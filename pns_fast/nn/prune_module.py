@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import ops, rng
 from ..pruners import registry, round_density
@@ -146,7 +147,8 @@ def _scores(
     key: tuple[int, int],
 ) -> dict[str, Tensor]:
     registry.get(pruner)
-    with evaluating(model):
+    # GraSP differentiates twice, which torch's fused attention does not support
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         found = registry.run(pruner, ModuleProblem(model, masks, batches, loss_fn, key))
     scores = {}
     for (name, mask), score in zip(masks.items(), found, strict=True):
