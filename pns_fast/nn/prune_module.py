@@ -70,9 +70,11 @@ def prune_module(
     """Prunes any module to ``density`` in rounds of score and threshold, as :func:`pns_fast.prune` a population.
 
     Weights of two and more dimensions are pruned (linear, convolution, embedding, attention, ...) and the biases
-    beside them; norms never. Scores are taken in evaluation mode. A module made of a population,
-    ``population.module(0)``, gets that network's masks: bit for bit by random and magnitude, and by all pruners if
-    it is a :func:`mask_model`, which shares the population's arithmetic; else up to scores equal within rounding.
+    beside them; norms never. Scores are taken in evaluation mode.
+
+    A module made of a population, ``population.module(0)``, gets that network's masks: bit for bit by random and
+    magnitude, and by every pruner if it is a :func:`mask_model`, which shares the population's arithmetic; otherwise
+    up to rounding, which may flip a ReLU near 0 or swap scores that are nearly equal.
 
     Args:
         model: any module; it is not changed. Of masked layers, what they keep is where pruning starts.
