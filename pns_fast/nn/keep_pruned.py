@@ -80,7 +80,7 @@ def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Masks
 
     def pairs() -> list[tuple[nn.Parameter, Tensor]]:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = {id(p): (p, mask.to(p.device)) for p, mask in (fixed or _live_pairs(model))}
+        found = {id(p): (p, mask.to(p.device)) for p, mask in (_live_pairs(model) if fixed is None else fixed)}
         return [pair for key, pair in found.items() if key in held]
 
     if not pairs():

@@ -115,7 +115,7 @@ class MaskedLinear(nn.Linear):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias * self.bias_mask
+        bias = None if self.bias is None else torch.where(self.bias_mask, self.bias, 0)
         return linear(input, self.weight, self.weight_mask, bias)
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..pruners.problem import ScoringProblem
 from .supermask_linear import SupermaskLinear
@@ -106,7 +107,7 @@ def prunable_parameters(model: nn.Module, include_bias: bool, ignore: Sequence[s
     """The parameters that pruning is about, by name, a shared one once.
 
     Floating point weights of two and more dimensions and, with ``include_bias``, the biases of their modules: a norm
-    has neither. ``ignore`` takes out names by shell patterns.
+    has neither. Parametrised weights are left out. ``ignore`` takes out names by shell patterns.
     """
     modules = dict(model.named_modules())
     found = {}
@@ -115,8 +116,9 @@ def prunable_parameters(model: nn.Module, include_bias: bool, ignore: Sequence[s
             raise ValueError(f"model: {name} has no shape yet, run the model once")
         path, _, leaf = name.rpartition(".")
         module = modules[path]
-        if isinstance(module, SupermaskLinear) or not parameter.is_floating_point():
-            continue  # its scores choose the subnet
+        # a supermask layer's scores choose its subnet; a zero in a parametrization's original is no zero in the weight
+        if isinstance(module, (SupermaskLinear, ParametrizationList)) or not parameter.is_floating_point():
+            continue
         has_weight = any(p.dim() >= 2 for p in module.parameters(recurse=False))
         is_bias = parameter.dim() == 1 and "bias" in leaf and has_weight
         wanted = parameter.dim() >= 2 or (is_bias and include_bias)

@@ -70,7 +70,7 @@ def prune_module(
     """Prunes any module to ``density`` in rounds of score and threshold, as :func:`pns_fast.prune` a population.
 
     Weights of two and more dimensions are pruned (linear, convolution, embedding, attention, ...) and the biases
-    beside them; norms never. Scores are taken in evaluation mode.
+    beside them; norms and parametrised weights never. Scores are taken in evaluation mode.
 
     A module made of a population, ``population.module(0)``, gets that network's masks: bit for bit by random and
     magnitude, and by every pruner if it is a :func:`mask_model`, which shares the population's arithmetic; otherwise

@@ -156,6 +156,8 @@ def test_wrong_calls():
         keep_pruned(optimizer, mask_model(model))  # of the original, not of the copy
     with pytest.raises(ValueError, match="optimizer"):
         keep_pruned(optimizer, model)
+    with pytest.raises(ValueError, match="optimizer"):
+        keep_pruned(optimizer, mask_model(model), {})
     with pytest.raises(ValueError, match=r"masks: expected names of the model's parameters, got '1\.weight'"):
         keep_pruned(optimizer, model, {"1.weight": torch.ones(2, 6, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"masks\['0.weight'\]: expected shape"):

@@ -46,6 +46,15 @@ def test_forward_and_gradients_are_those_of_a_masked_dense_layer(shape, bias, dt
     assert (layer.weight.grad[~layer.weight_mask] == 0).all()
 
 
+def test_what_is_pruned_does_not_spread_even_if_it_is_not_finite():
+    layer = random_layer()
+    with torch.no_grad():
+        layer.weight[~layer.weight_mask] = torch.nan
+        layer.bias[~layer.bias_mask] = torch.inf
+    x = torch.randn(3, 13, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer.finalize()(x))
+
+
 def test_second_derivatives():
     layer = random_layer(4, 3)
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)

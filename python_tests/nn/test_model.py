@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from tolerances import TOLERANCES
 from torch import nn
 
+import pns_fast as pns
 from pns_fast.nn import (
     MaskedLinear,
     SupermaskLinear,
@@ -180,6 +182,20 @@ def test_finalize_writes_masks_of_any_parameter():
     assert torch.equal(plain[0].weight, model[0].weight * masks["0.weight"])
     assert torch.equal(plain[4].weight, model[4].weight * masks["4.weight"])
     assert torch.equal(plain[5].weight, model[5].weight)
+
+
+def test_a_planted_ticket_as_a_masked_module():
+    task = pns.tasks.get("circle")
+    planted = pns.plant(task.ticket(4), pns.init_population(task.widths(depth=4, width=40), n=2, seed=0))
+    x = task.sample(n=100, seed=0).x_train
+    for i in range(2):
+        model = mask_model(planted.population.module(i), planted.masks.named(i))
+        expected = planted.ticket_forward(x)[i]
+        rtol, _ = TOLERANCES["planted_output"]
+        atol = rtol * expected.abs().max().item()
+        torch.testing.assert_close(
+            model(x) * planted.output_scale[i], expected, rtol=rtol, atol=atol, check_dtype=False
+        )
 
 
 def test_masked_parameters_in_a_synaptic_flow_loop():

@@ -148,6 +148,33 @@ def test_snip_of_a_convolution_is_gradient_times_weight():
         torch.testing.assert_close(scores[name], (parameter.grad * parameter).abs().detach())
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_recurrent_layers():
+    torch.manual_seed(0)
+    model = Recurrent().double()
+    x, y = torch.randn(4, 7, 5, dtype=torch.float64), torch.arange(4) % 3
+    scores = score_module(model, "snip", (x, y), F.cross_entropy)
+    F.cross_entropy(model(x), y).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(scores[name], (parameter.grad * parameter).abs().detach())
+
+
+def test_parametrized_weights_and_supermask_scores_are_left_alone():
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4), pns.nn.SupermaskLinear(4, 4, 0.5)
+    )
+    assert list(prune_module(model, "magnitude", 0.5)) == ["1.weight", "1.bias"]
+
+
 def test_synflow_takes_absolute_values_of_everything_and_conserves_its_flow():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3, bias=False))
