@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .masked_linear import MaskedLinear
-from .model import Masks, check_masks, masked_layers
+from .model import NamedMasks, check_masks, masked_layers
 
 
 class KeepPruned:
@@ -22,21 +22,23 @@ class KeepPruned:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
+    # Products with a mask of 0.0 and 1.0: on the CPU torch's where and masked_fill_ take 4 times as long.
+
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         # A copy for the time of the step: masks may change between steps, values kept since the start would be stale.
-        self._held = [(parameter, mask, parameter.clone()) for parameter, mask in self._pairs()]
-        for parameter, mask, _ in self._held:
+        self._held = [(parameter, mask.to(parameter.dtype), parameter.clone()) for parameter, mask in self._pairs()]
+        for parameter, kept, _ in self._held:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(~mask, 0)
+                parameter.grad.mul_(kept)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-        for parameter, mask, before in self._held:
-            parameter.copy_(torch.where(mask, parameter, before))
+        for parameter, kept, before in self._held:
             for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(~mask, 0)
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+                    value.mul_(kept)
+            parameter.copy_(before.lerp_(parameter, kept))  # exact at 0 and 1
         self._held = []
 
     def remove(self) -> None:
@@ -45,7 +47,7 @@ class KeepPruned:
             handle.remove()
 
 
-def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Masks | None = None) -> KeepPruned:
+def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: NamedMasks | None = None) -> KeepPruned:
     """Makes every ``optimizer.step()`` leave pruned parameters exactly as they are.
 
     Pruned entries get no gradient, keep the value they have (the forward pass of a masked layer ignores it, and

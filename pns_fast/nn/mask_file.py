@@ -18,12 +18,12 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
-from .model import Masks, check_names, get_masks
+from .model import NamedMasks, check_names, get_masks
 
 FORMAT, VERSION = "pns_fast masks", "1"
 
 
-def save_masks(model_or_masks: nn.Module | Masks, path: str | os.PathLike) -> None:
+def save_masks(model_or_masks: nn.Module | NamedMasks, path: str | os.PathLike) -> None:
     """Writes masks to a file of one bit a parameter; the file appears whole or not at all.
 
     Args:

@@ -82,7 +82,7 @@ class MaskedLinear(nn.Linear):
         if type(layer) is not nn.Linear:
             raise TypeError(f"layer: expected a plain nn.Linear, got {type(layer).__name__}")
         masked = copy.deepcopy(layer)
-        become_masked(masked)
+        become_masked(masked, cls)
         masked.set_mask(weight_mask, bias_mask)
         return masked
 
@@ -128,9 +128,9 @@ class MaskedLinear(nn.Linear):
 # holds the module or its parameters stay as they are.
 
 
-def become_masked(layer: nn.Linear) -> None:
+def become_masked(layer: nn.Linear, cls: type[MaskedLinear] = MaskedLinear) -> None:
     """Turns a plain nn.Linear into a MaskedLinear with full masks, in place."""
-    layer.__class__ = MaskedLinear
+    layer.__class__ = cls
     layer._add_masks()
 
 

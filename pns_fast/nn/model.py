@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .masked_linear import MaskedLinear, become_masked, become_plain, check_mask
 from .supermask_linear import SupermaskLinear, subnet_become_plain
 
-Masks = Mapping[str, Tensor]
+NamedMasks = Mapping[str, Tensor]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def mask_model(model: nn.Module, masks: Masks | None = None) -> nn.Module:
+def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     """A copy of ``model`` in which every plain ``nn.Linear`` is a :class:`MaskedLinear`.
 
     Everything else stays as it is: convolutions, norms, embeddings; subclasses of nn.Linear and parametrised ones;
@@ -104,7 +104,7 @@ def get_masks(model: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def set_masks(model: nn.Module, masks: Masks) -> None:
+def set_masks(model: nn.Module, masks: NamedMasks) -> None:
     """Copies masks into the masked layers of ``model``, in place; layers without a mask stay as they are.
 
     Args:
@@ -140,17 +140,20 @@ def set_masks(model: nn.Module, masks: Masks) -> None:
         targets[name][1].copy_(mask)
 
 
-def check_names(argument: str, masks: Masks) -> Masks:
+def check_names(argument: str, masks: NamedMasks) -> NamedMasks:
     """``masks`` if it is a mapping with names as keys."""
     if not isinstance(masks, Mapping):
-        raise TypeError(f"{argument}: expected a dict, parameter name -> bool mask, got {type(masks).__name__}")
+        raise TypeError(
+            f"{argument}: expected a dict, parameter name -> bool mask (of a population: masks.named(i)), "
+            f"got {type(masks).__name__}"
+        )
     for name in masks:
         if not isinstance(name, str):
             raise TypeError(f"{argument}: expected parameter names as keys, got {name!r}")
     return masks
 
 
-def check_masks(model: nn.Module, masks: Masks) -> dict[str, tuple[nn.Parameter, Tensor]]:
+def check_masks(model: nn.Module, masks: NamedMasks) -> dict[str, tuple[nn.Parameter, Tensor]]:
     """Name -> (parameter, mask) of masks of any parameters of ``model``."""
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
     for name, mask in check_names("masks", masks).items():
@@ -160,7 +163,7 @@ def check_masks(model: nn.Module, masks: Masks) -> dict[str, tuple[nn.Parameter,
     return {name: (parameters[name], mask) for name, mask in masks.items()}
 
 
-def finalize(model: nn.Module, masks: Masks | None = None) -> nn.Module:
+def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     """A copy of ``model`` with plain layers and zeros where they were pruned; its outputs are the same.
 
     Args:

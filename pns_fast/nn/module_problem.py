@@ -63,7 +63,10 @@ class ModuleProblem(ScoringProblem):
                 if not isinstance(output, Tensor):
                     raise TypeError(f"model: expected a tensor as output, this pruner scales it, got {type(output)}")
                 output = output / temperature
-            total = total + self._loss_fn(output, target) * (size / sum(sizes))
+            value = self._loss_fn(output, target)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError(f"loss_fn: expected one number, the mean over samples, got {value!r}")
+            total = total + value * (size / sum(sizes))
         return total
 
     def flow(self, parameters: Sequence[Tensor]) -> Tensor:

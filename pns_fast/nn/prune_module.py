@@ -13,7 +13,7 @@ from ..pruners import registry, round_density
 from ..pruners.checks import check_choice, check_count, check_density
 from ..pruners.prune import SCHEDULES, SCOPES
 from .masked_linear import check_mask
-from .model import Masks, check_names, get_masks, unwrap
+from .model import NamedMasks, check_names, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
 
 
@@ -24,7 +24,7 @@ def score_module(
     loss_fn: Callable[..., Tensor] | None = None,
     *,
     seed: int = 0,
-    masks: Masks | None = None,
+    masks: NamedMasks | None = None,
     include_bias: bool = True,
     ignore: Sequence[str] = (),
 ) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def prune_module(
     rounds: int = 1,
     schedule: str = "exponential",
     seed: int = 0,
-    masks: Masks | None = None,
+    masks: NamedMasks | None = None,
     include_bias: bool = True,
     ignore: Sequence[str] = (),
 ) -> dict[str, Tensor]:
@@ -125,7 +125,9 @@ def _check_seed(seed: int) -> int:
     return check_count("seed", seed, 0)
 
 
-def _start_masks(model: nn.Module, masks: Masks | None, include_bias: bool, ignore: Sequence[str]) -> dict[str, Tensor]:
+def _start_masks(
+    model: nn.Module, masks: NamedMasks | None, include_bias: bool, ignore: Sequence[str]
+) -> dict[str, Tensor]:
     """A mask for every parameter to prune, in the model's order."""
     if isinstance(ignore, str):
         raise TypeError(f"ignore: expected a sequence of patterns, got the string {ignore!r}")

@@ -268,6 +268,8 @@ BAD = [
     ({"batches": None}, ValueError, "batches, loss_fn: expected both"),
     ({"batches": []}, ValueError, "batches, loss_fn: expected both"),
     ({"loss_fn": None}, ValueError, "batches, loss_fn: expected both"),
+    ({"loss_fn": lambda output, y: output}, ValueError, "loss_fn: expected one number"),
+    ({"masks": pns.Masks.full(pns.init_population(WIDTHS))}, TypeError, r"masks\.named\(i\)\), got Masks"),
     ({"pruner": "synflow", "batches": None}, ValueError, "batches: expected at least one"),
     ({"batches": X}, TypeError, "batches: expected"),
     ({"batches": 3}, TypeError, "batches: expected"),
