@@ -48,8 +48,7 @@ def score_module(
     """
     model = unwrap(model)
     masks = _start_masks(model, masks, include_bias, ignore)
-    key = rng.network_keys(_check_seed(seed), 1)[0]
-    return _scores(model, pruner, masks, check_batches(batches), loss_fn, key)
+    return _scores(model, pruner, masks, check_batches(batches), loss_fn, _key(seed))
 
 
 def prune_module(
@@ -114,15 +113,16 @@ def prune_module(
     rounds = check_count("rounds", rounds, 1)
     model = unwrap(model)
     masks = _start_masks(model, masks, include_bias, ignore)
-    key, batches = rng.network_keys(_check_seed(seed), 1)[0], check_batches(batches)
+    key, batches = _key(seed), check_batches(batches)
     for r in range(1, rounds + 1):
         scores = _scores(model, pruner, masks, batches, loss_fn, key)
         masks = _threshold(scores, masks, round_density(density, r, rounds, schedule), scope)
     return masks
 
 
-def _check_seed(seed: int) -> int:
-    return check_count("seed", seed, 0)
+def _key(seed: int) -> tuple[int, int]:
+    """That of the only network of a population with this seed."""
+    return rng.network_keys(check_count("seed", seed, 0), 1)[0]
 
 
 def _start_masks(
@@ -156,7 +156,7 @@ def _scores(
         found = registry.run(pruner, ModuleProblem(model, masks, batches, loss_fn, key))
     scores = {}
     for (name, mask), score in zip(masks.items(), found, strict=True):
-        if not torch.isfinite(score[0][mask]).all():
+        if not (torch.isfinite(score[0]) | ~mask).all():
             raise ValueError(f"{pruner}: scores of {name} are not finite (NaN or infinity)")
         scores[name] = score[0].masked_fill(~mask, -torch.inf)
     return scores

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 import pns_fast as pns
@@ -138,6 +139,23 @@ def test_compiles_without_a_graph_break(backend):
     torch.testing.assert_close(layer.weight_scores.grad, twin.weight_scores.grad)
 
 
+def test_export():
+    layer, x = make_layer(), torch.randn(5, 13, dtype=torch.float64)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+def test_functional_call_and_vmap_of_gradients():
+    layer, x = make_layer(), torch.randn(5, 13, dtype=torch.float64)
+    scores = torch.randn(3, *layer.weight_scores.shape, dtype=torch.float64)
+
+    def loss(s):
+        return functional_call(layer, {"weight_scores": s}, x).sin().sum()
+
+    expected = torch.stack([torch.autograd.grad(loss(s), s)[0] for s in scores.clone().requires_grad_()])
+    torch.testing.assert_close(vmap(torch.func.grad(loss))(scores), expected)
+    assert (expected != 0).all()  # pruned scores too
+
+
 def test_from_linear_leaves_the_linear_alone():
     linear = nn.Linear(4, 3)
     layer = SupermaskLinear.from_linear(linear, 0.5)
@@ -160,6 +178,14 @@ def test_get_subnet_is_a_drop_in():
     assert torch.equal(gradient, upstream * scores.sign())
     signed = torch.tensor([-3.0, 1.0, 2.0])
     assert torch.equal(GetSubnet.apply(signed, 0.5), torch.tensor([0.0, 1.0, 1.0]))  # ranked as they are
+
+
+def test_get_subnet_compiles():
+    scores = torch.rand(30, 20, requires_grad=True)
+    compiled = torch.compile(lambda s: GetSubnet.apply(s, 0.25), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(scores), GetSubnet.apply(scores, 0.25))
+    (gradient,) = torch.autograd.grad(compiled(scores).sum(), scores)
+    assert (gradient == 1).all()
 
 
 BAD = [
