@@ -139,7 +139,7 @@ def _start_masks(
         if name in parameters:
             check_mask(f"masks[{name!r}]", mask, parameters[name])
     full = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
-    return {name: given[name].to(m.device, copy=True) if name in given else m for name, m in full.items()}
+    return {name: given[name].to(m.device) if name in given else m for name, m in full.items()}
 
 
 def _scores(

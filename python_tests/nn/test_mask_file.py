@@ -60,7 +60,8 @@ def test_one_bit_a_parameter(tmp_path):
     assert os.path.getsize(tmp_path / "m") < 125_000 + 500
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(step, tmp_path, monkeypatch):
     path = tmp_path / "m"
     save_masks({"w": torch.ones(3, dtype=torch.bool)}, path)
     before = path.read_bytes()
@@ -68,7 +69,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="no space"):
         save_masks({"w": torch.zeros(9, dtype=torch.bool)}, path)
     assert path.read_bytes() == before

@@ -101,10 +101,12 @@ class Network(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(4, 3)
         self.unused = nn.Linear(2, 2)
-        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x, shift):
         self.calls += 1
+        self.seen += len(x)
         h = self.norm(self.conv(x)).relu().flatten(2).transpose(1, 2)
         h = self.layer_norm(self.attention(h, h, h, need_weights=False)[0] + h)
         return self.head(self.dropout(h.mean(1))) + shift
@@ -177,12 +179,14 @@ def test_parametrized_weights_and_supermask_scores_are_left_alone():
 
 def test_synflow_takes_absolute_values_of_everything_and_conserves_its_flow():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3, bias=False))
-    nn.init.uniform_(model[1].weight, -1, 1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3, bias=False)
+    )
+    nn.init.constant_(model[1].weight, -1.0)  # signed, it would leave no flow
     scores = score_module(model, "synflow", (torch.zeros(1, 1, 5, 5), None))
     assert scores["0.weight"].dtype == torch.float64
     # Tanaka et al. 2020, Theorem 2: layers of a network without biases hold the same flow
-    torch.testing.assert_close(scores["0.weight"].sum(), scores["3.weight"].sum())
+    torch.testing.assert_close(scores["0.weight"].sum(), scores["4.weight"].sum())
     assert (scores["0.weight"] > 0).all()
 
 
