@@ -10,7 +10,7 @@ PNS_WERROR ?= $(if $(CI),ON,OFF)
 DEMO ?= demo
 TEST_ARGS ?=
 TOOLS := scikit-build-core pybind11 cmake ninja
-PACKAGES := torch numpy scipy matplotlib rich pytest hypothesis ruff
+PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff
 
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
 PYTHON_FILES := pns_fast python_tests bench

@@ -11,7 +11,7 @@ import sys
 
 __version__ = "0.1.0"
 
-_MODULES = ("networks", "ops", "planting", "pruners", "reference", "sweeps", "tasks", "training")
+_MODULES = ("networks", "nn", "ops", "planting", "pruners", "reference", "sweeps", "tasks", "training")
 _NAMES = {
     "Adam": "training",
     "Masks": "networks",
@@ -25,6 +25,7 @@ _NAMES = {
     "multishot": "training",
     "plant": "planting",
     "prune": "pruners",
+    "prune_module": "nn",
     "recovery": "planting",
     "train": "training",
 }

@@ -47,6 +47,17 @@ class Masks(LayerStack):
                 f"{population.device}, got {self.n} of widths {self.widths} on {self.device}"
             )
 
+    def named(self, i: int) -> dict[str, Tensor]:
+        """The masks of network ``i`` by the parameter names of ``population.module(i)``, for ``pns_fast.nn``.
+
+        >>> list(Masks([torch.ones(1, 1, 2, dtype=torch.bool)], [torch.ones(1, 1, dtype=torch.bool)]).named(0))
+        ['0.weight', '0.bias']
+        """
+        one = self.select(i)
+        layers = enumerate(zip(one.weights, one.biases, strict=True))
+        # 2 * l: a ReLU follows each layer but the last
+        return {f"{2 * l}.{name}": m[0] for l, pair in layers for name, m in zip(("weight", "bias"), pair, strict=True)}
+
     def kept(self) -> Tensor:
         """The number of kept parameters, weights and biases: int64 ``[N]``."""
         return sum(part.flatten(1).sum(1) for part in (*self.weights, *self.biases))

@@ -21,8 +21,8 @@ def grasp(problem: ScoringProblem) -> list[Tensor]:
     """
     parameters = problem.parameters
     loss = problem.loss(parameters, temperature=TEMPERATURE)
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     # d/dtheta of (g held constant) . g is Hg, with no Hessian formed
     product = sum((g.detach() * g).sum() for g in gradients)
-    hessian_gradients = torch.autograd.grad(product, parameters)
+    hessian_gradients = torch.autograd.grad(product, parameters, materialize_grads=True)
     return [p * hg for p, hg in zip(parameters, hessian_gradients, strict=True)]

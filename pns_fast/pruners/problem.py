@@ -13,18 +13,48 @@ from ..networks import Masks, Population
 
 
 class ScoringProblem:
-    """A population as a pruner sees it. Every network is a problem of its own; one call scores them all.
+    """N networks as a pruner sees them. Every network is a problem of its own; one call scores them all.
+
+    A population is one such problem, a module another with N = 1 (``pns_fast.nn``): a pruner is written once.
+
+    Args:
+        parameters: ``[N, ...]`` each; a population's in flat-layout order W1, b1, W2, b2, ...
+        masks: in the same order and shapes; parameters already pruned (False) count as zero.
+        keys: the (seed, network) pair of each network.
+
+    ``parameters`` holds the masked parameters, leaves that autograd can differentiate; ``generators`` one random
+    generator a network.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], masks: Sequence[Tensor], keys: Sequence[tuple[int, int]]) -> None:
+        self.generators: list[np.random.Generator] = [rng.generator(key, "random_pruner") for key in keys]
+        self.masks = list(masks)
+        self.parameters = [(p.detach() * m).requires_grad_() for p, m in zip(parameters, masks, strict=True)]
+
+    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+        """The sum over networks of their mean losses on the pruning batch, through the mask.
+
+        Outputs are divided by ``temperature``. A network's gradient is that of its own loss.
+        """
+        raise NotImplementedError
+
+    def flow(self, parameters: Sequence[Tensor]) -> Tensor:
+        """SynFlow's R, the sum of outputs on an all-ones input, for parameters >= 0 in float64.
+
+        Times a positive factor a network that autograd sees as constant, if that prevents overflow.
+        """
+        raise NotImplementedError
+
+
+class PopulationProblem(ScoringProblem):
+    """The networks of a population.
 
     Args:
         population: the networks.
-        masks: parameters already pruned (False) count as zero.
+        masks: their masks.
         batch: ``x [N, B, n_0]`` and ``y [N, B]`` or ``[N, B, n_L]``, or None.
         loss: "cross_entropy" or "mse".
         keys: the (seed, network) pair of each network.
-
-    ``parameters`` holds the masked weights and biases in flat-layout order W1, b1, W2, b2, ..., each
-    ``[N, ...]`` and a leaf that autograd can differentiate; ``masks`` holds their masks in the same order,
-    ``generators`` one random generator a network.
     """
 
     def __init__(
@@ -35,18 +65,10 @@ class ScoringProblem:
         loss: str,
         keys: Sequence[tuple[int, int]],
     ) -> None:
+        super().__init__(_interleaved(population), _interleaved(masks), keys)
         self._masks, self._batch, self._loss = masks, batch, loss
-        self.generators: list[np.random.Generator] = [rng.generator(key, "random_pruner") for key in keys]
-        self.masks = _interleaved(masks)
-        self.parameters = [
-            (p.detach() * mask).requires_grad_() for p, mask in zip(_interleaved(population), self.masks, strict=True)
-        ]
 
     def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
-        """The sum over networks of their mean losses on the pruning batch, through the mask.
-
-        Outputs are divided by ``temperature``. A network's gradient is that of its own loss.
-        """
         if self._batch is None:
             raise ValueError("batch: expected (x, y), this pruner scores by the loss on it, got None")
         x, y = self._batch
@@ -57,7 +79,7 @@ class ScoringProblem:
         return torch.nn.functional.mse_loss(output, y, reduction="sum") / y[0].numel()
 
     def flow(self, parameters: Sequence[Tensor]) -> Tensor:
-        """SynFlow's R for parameters >= 0, times a positive factor a network that autograd sees as constant.
+        """SynFlow's R, rescaled layer by layer.
 
         Each layer's output is brought to about 1, and every later bias is scaled alike. That multiplies R and
         all ``theta * dR/dtheta`` of a network by the same factor, so ranks over its layers are kept and

@@ -14,7 +14,7 @@ from ..networks import Masks, Population
 from . import registry
 from .batch import check_batch
 from .checks import LOSSES, check_choice, check_count, check_density, check_masks, check_population
-from .problem import ScoringProblem
+from .problem import PopulationProblem
 
 SCOPES = ("global", "layer")
 SCHEDULES = ("exponential", "linear")
@@ -53,17 +53,12 @@ def score(
     tensor([[3.0000, 4.0000, 0.5000]])
     """
     check_population(population)
-    pruner = registry.get(name)
+    registry.get(name)
     check_choice("loss", loss, LOSSES)
     masks = check_masks(population, masks)
     keys = rng.network_keys(seed, population.n)
-    problem = ScoringProblem(population, masks, check_batch(batch, population, loss), loss, keys)
-    with torch.enable_grad():
-        scores = pruner(problem)
-    expected, got = ([list(t.shape) for t in tensors] for tensors in (problem.parameters, scores))
-    if got != expected:
-        raise ValueError(f"{name}: expected scores of shapes {expected}, got {got}")
-    flat, kept = torch.cat([s.detach().flatten(1) for s in scores], dim=1), masks.flatten()
+    problem = PopulationProblem(population, masks, check_batch(batch, population, loss), loss, keys)
+    flat, kept = torch.cat([s.flatten(1) for s in registry.run(name, problem)], dim=1), masks.flatten()
     broken = (kept & ~torch.isfinite(flat)).any(1)
     if broken.any():
         networks = broken.nonzero().flatten().tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -68,3 +69,13 @@ def get(name: str) -> Pruner:
     if name not in _PRUNERS:
         raise ValueError(f"name: expected a pruner out of {', '.join(_PRUNERS)}, got {name!r}")
     return _PRUNERS[name]
+
+
+def run(name: str, problem: ScoringProblem) -> list[Tensor]:
+    """The scores of pruner ``name``: detached, one tensor a parameter of ``problem``, in its shape."""
+    with torch.enable_grad():
+        scores = get(name)(problem)
+    expected, got = ([list(t.shape) for t in tensors] for tensors in (problem.parameters, scores))
+    if got != expected:
+        raise ValueError(f"{name}: expected scores of shapes {expected}, got {got}")
+    return [s.detach() for s in scores]

@@ -13,5 +13,5 @@ from .registry import register
 def snip(problem: ScoringProblem) -> list[Tensor]:
     """Scores ``|g * theta|``, g the gradient of the loss on the pruning batch through the mask."""
     parameters = problem.parameters
-    gradients = torch.autograd.grad(problem.loss(parameters), parameters)
+    gradients = torch.autograd.grad(problem.loss(parameters), parameters, materialize_grads=True)
     return [(g * p).abs() for g, p in zip(gradients, parameters, strict=True)]

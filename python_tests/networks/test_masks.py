@@ -103,3 +103,13 @@ def test_full_and_flat():
 def test_wrong_calls(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_names_of_one_network():
+    population = pns.init_population((2, 3, 4, 1), n=3)
+    masks = pns.Masks.from_flat(torch.rand(3, 30) < 0.5, population.widths)
+    named = masks.named(1)
+    assert list(named) == [name for name, _ in population.module(1).named_parameters()]
+    assert torch.equal(torch.cat([m.flatten() for m in named.values()]), masks.flatten()[1])
+    with pytest.raises(ValueError, match="indices"):
+        masks.named(3)

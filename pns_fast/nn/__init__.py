@@ -1,0 +1,27 @@
+"""Masked layers for torch models, mask files, an optimiser hook, and the pruners for any module."""
+
+from . import prune
+from .keep_pruned import KeepPruned, keep_pruned
+from .mask_file import load_masks, save_masks
+from .masked_linear import MaskedLinear
+from .model import finalize, get_masks, mask_model, masked_parameters, set_masks
+from .prune_module import prune_module, score_module
+from .supermask_linear import GetSubnet, SupermaskLinear
+
+__all__ = [
+    "GetSubnet",
+    "KeepPruned",
+    "MaskedLinear",
+    "SupermaskLinear",
+    "finalize",
+    "get_masks",
+    "keep_pruned",
+    "load_masks",
+    "mask_model",
+    "masked_parameters",
+    "prune",
+    "prune_module",
+    "save_masks",
+    "score_module",
+    "set_masks",
+]

@@ -1,0 +1,223 @@
+"""Whole models: mask their linear layers, read and set masks by name, turn them back into plain layers.
+
+A mask has the qualified name of its parameter, "encoder.0.weight", as in ``model.named_parameters()``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .masked_linear import MaskedLinear, become_masked, become_plain, check_mask
+from .supermask_linear import SupermaskLinear, subnet_become_plain
+
+NamedMasks = Mapping[str, Tensor]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's module inside DataParallel, DistributedDataParallel and torch.compile, whose names have no prefix."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
+
+def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
+    """A copy of ``model`` in which every plain ``nn.Linear`` is a :class:`MaskedLinear`.
+
+    Everything else stays as it is: convolutions, norms, embeddings; subclasses of nn.Linear and parametrised ones;
+    layers whose weight is read by another module, which would not see the mask (inside nn.MultiheadAttention and
+    nn.TransformerEncoderLayer, or tied to an embedding). Modules and parameters that are shared stay shared. Masked
+    layers that ``model`` has already keep their masks.
+
+    Args:
+        model: any module; it is not changed. An optimiser must be made of the copy's parameters.
+        masks: bool masks by parameter name, as :func:`pns_fast.prune_module` returns them; a parameter without one
+            keeps everything.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError, ValueError: naming the mask; also a mask for a parameter of none of these layers.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> masked = mask_model(model, {"0.weight": torch.eye(3, 2, dtype=torch.bool)})
+        >>> masked[0]
+        MaskedLinear(in_features=2, out_features=3, bias=True, density=0.5556)
+    """
+    model = copy.deepcopy(unwrap(model))
+    shared: dict[int, Tensor] = {}
+    for layer in _plain_linears(model):
+        become_masked(layer)
+        for name, mask in layer.masks().items():  # one parameter, one mask
+            setattr(layer, f"{name}_mask", shared.setdefault(id(getattr(layer, name)), mask))
+    if masks is not None:
+        set_masks(model, masks)
+    return model
+
+
+def _plain_linears(model: nn.Module) -> list[nn.Linear]:
+    linears = [m for m in model.modules() if type(m) is nn.Linear and set(m._parameters) == {"weight", "bias"}]
+    readers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    hidden = {id(child) for reader in readers for child in reader.children()}
+    others = [m for m in model.modules() if type(m) not in (nn.Linear, MaskedLinear)]
+    elsewhere = {id(p) for m in others for p in m.parameters(recurse=False)}
+    return [m for m in linears if id(m) not in hidden and not elsewhere & {id(p) for p in m.parameters()}]
+
+
+def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLinear | SupermaskLinear]]:
+    """Every masked or supermask layer with its name, each once."""
+    for name, module in unwrap(model).named_modules():
+        if isinstance(module, (MaskedLinear, SupermaskLinear)):
+            yield name, module
+
+
+def get_masks(model: nn.Module) -> dict[str, Tensor]:
+    """The masks of all masked and supermask layers by parameter name; the buffers themselves, not copies.
+
+    Args:
+        model: any module; None of its layers need be masked.
+
+    Returns:
+        Parameter name -> bool mask, a shared parameter once.
+
+    Example:
+        >>> list(get_masks(torch.nn.Sequential(MaskedLinear(2, 3), torch.nn.Linear(3, 1))))
+        ['0.weight', '0.bias']
+    """
+    masks, seen = {}, set()
+    for prefix, layer in masked_layers(model):
+        for name, mask in layer.masks().items():
+            if id(getattr(layer, name)) not in seen:
+                masks[_join(prefix, name)] = mask
+            seen.add(id(getattr(layer, name)))
+    return masks
+
+
+def set_masks(model: nn.Module, masks: NamedMasks) -> None:
+    """Copies masks into the masked layers of ``model``, in place; layers without a mask stay as they are.
+
+    Args:
+        model: with MaskedLinear layers, see :func:`mask_model`.
+        masks: bool masks by parameter name.
+
+    Raises:
+        TypeError, ValueError: naming the mask; then nothing was changed.
+
+    Example:
+        >>> model = torch.nn.Sequential(MaskedLinear(2, 1))
+        >>> set_masks(model, {"0.weight": torch.tensor([[True, False]])})
+        >>> model[0].weight_mask
+        tensor([[ True, False]])
+    """
+    model = unwrap(model)
+    targets = {
+        _join(prefix, name): (getattr(layer, name), mask)
+        for prefix, layer in masked_layers(model)
+        if isinstance(layer, MaskedLinear)
+        for name, mask in layer.masks().items()
+    }
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, mask in check_names("masks", masks).items():
+        if name not in targets:
+            kind = "a parameter of no MaskedLinear" if name in names else "no parameter"
+            raise ValueError(
+                f"masks: {name!r} is {kind} of the model; other parameters are pruned by finalize(model, masks) "
+                f"and keep_pruned(optimizer, model, masks)"
+            )
+        check_mask(f"masks[{name!r}]", mask, targets[name][0])
+    for name, mask in masks.items():
+        targets[name][1].copy_(mask)
+
+
+def check_names(argument: str, masks: NamedMasks) -> NamedMasks:
+    """``masks`` if it is a mapping with names as keys."""
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"{argument}: expected a dict, parameter name -> bool mask (of a population: masks.named(i)), "
+            f"got {type(masks).__name__}"
+        )
+    for name in masks:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}: expected parameter names as keys, got {name!r}")
+    return masks
+
+
+def check_masks(model: nn.Module, masks: NamedMasks) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Name -> (parameter, mask) of masks of any parameters of ``model``."""
+    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    for name, mask in check_names("masks", masks).items():
+        if name not in parameters:
+            raise ValueError(f"masks: expected names of the model's parameters, got {name!r}")
+        check_mask(f"masks[{name!r}]", mask, parameters[name])
+    return {name: (parameters[name], mask) for name, mask in masks.items()}
+
+
+def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
+    """A copy of ``model`` with plain layers and zeros where they were pruned; its outputs are the same.
+
+    Args:
+        model: with masked or supermask layers, or any module if ``masks`` are given; it is not changed.
+        masks: bool masks of any parameters by name, convolutions for instance; written in as zeros as well.
+
+    Returns:
+        The copy: every MaskedLinear and SupermaskLinear is a trainable nn.Linear.
+
+    Raises:
+        TypeError, ValueError: naming the mask.
+
+    Example:
+        >>> plain = finalize(torch.nn.Sequential(SupermaskLinear(20, 10, keep=0.1, bias=False)))
+        >>> plain, int((plain[0].weight != 0).sum())
+        (Sequential(
+          (0): Linear(in_features=20, out_features=10, bias=False)
+        ), 20)
+    """
+    model = copy.deepcopy(unwrap(model))
+    for _, layer in list(masked_layers(model)):
+        become_plain(layer) if isinstance(layer, MaskedLinear) else subnet_become_plain(layer)
+    if masks is not None:
+        with torch.no_grad():
+            for parameter, mask in check_masks(model, masks).values():
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
+    return model
+
+
+def masked_parameters(model: nn.Module, bias: bool = False) -> Iterator[tuple[Tensor, nn.Parameter]]:
+    """The ``(mask, parameter)`` pairs that Synaptic-Flow's pruners loop over.
+
+    The masks are the layers' bool buffers: a new mask is written by ``mask.copy_(...)``.
+
+    Args:
+        model: with MaskedLinear layers.
+        bias: biases too.
+
+    Returns:
+        An iterator, weights and biases in the order of the layers.
+
+    Source: ``Utils/generator.py`` of https://github.com/ganguli-lab/Synaptic-Flow.
+
+    Example:
+        >>> model = torch.nn.Sequential(MaskedLinear(2, 3), torch.nn.ReLU(), MaskedLinear(3, 1))
+        >>> [tuple(mask.shape) for mask, _ in masked_parameters(model, bias=True)]
+        [(3, 2), (3,), (1, 3), (1,)]
+    """
+    for _, layer in masked_layers(model):
+        if isinstance(layer, MaskedLinear):
+            yield layer.weight_mask, layer.weight
+            if bias and layer.bias is not None:
+                yield layer.bias_mask, layer.bias
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

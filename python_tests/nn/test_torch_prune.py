@@ -1,0 +1,76 @@
+"""pns.nn.prune within torch.nn.utils.prune."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+import pns_fast as pns
+from pns_fast.nn import prune_module
+from pns_fast.nn.prune import GlobalTopK, importance_scores
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+
+
+def weights(model):
+    return [(model[0], "weight"), (model[2], "weight")]
+
+
+@pytest.mark.parametrize("amount", [0.3, 0.99, 7, 0, 1.0])
+def test_it_is_torchs_l1_unstructured(amount):
+    ours, theirs = network(), network()
+    for _ in range(2 if amount != 1.0 else 1):  # the second time of what is left
+        prune.global_unstructured(weights(ours), pruning_method=GlobalTopK, amount=amount)
+        prune.global_unstructured(weights(theirs), pruning_method=prune.L1Unstructured, amount=amount)
+    for (a, _), (b, _) in zip(weights(ours), weights(theirs), strict=True):
+        assert torch.equal(a.weight_mask, b.weight_mask)
+        assert torch.equal(a.weight, b.weight)
+
+
+def test_exact_number_where_scores_tie():
+    model = nn.Linear(10, 10)
+    GlobalTopK.apply(model, "weight", 37, importance_scores=torch.ones(10, 10))
+    expected = (torch.arange(100) < 63).float().reshape(10, 10)
+    assert torch.equal(model.weight_mask, expected)
+    model(torch.ones(1, 10)).sum().backward()
+    prune.remove(model, "weight")
+    assert torch.equal(model.weight != 0, expected.bool())
+
+
+@pytest.mark.parametrize("method", [GlobalTopK, prune.L1Unstructured])
+@pytest.mark.parametrize("name", pns.pruners.names())
+def test_importance_scores_give_the_masks_of_prune_module(name, method):
+    model, batch = network(), (torch.randn(16, 6), torch.arange(16) % 4)
+    masks = prune_module(model, name, 0.25, batch, F.cross_entropy, include_bias=False)
+    scores = importance_scores(model, name, batch, F.cross_entropy, include_bias=False)
+    assert set(scores) == set(weights(model))
+    prune.global_unstructured(weights(model), pruning_method=method, importance_scores=scores, amount=150)
+    assert torch.equal(model[0].weight_mask.bool(), masks["0.weight"])
+    assert torch.equal(model[2].weight_mask.bool(), masks["2.weight"])
+    again = importance_scores(model, name, batch, F.cross_entropy, include_bias=False)
+    assert set(again) == set(weights(model))  # torch calls them weight_orig now
+    prune.global_unstructured(weights(model), pruning_method=method, importance_scores=again, amount=0.5)
+    assert model[0].weight_mask.sum() + model[2].weight_mask.sum() == 25
+    assert not (model[0].weight_mask.bool() & ~masks["0.weight"]).any()
+
+
+BAD = [
+    (lambda: GlobalTopK("0.5"), TypeError, "amount: expected a fraction"),
+    (lambda: GlobalTopK(True), TypeError, "amount"),
+    (lambda: GlobalTopK(1.5), ValueError, "amount"),
+    (lambda: GlobalTopK(float("nan")), ValueError, "amount"),
+    (lambda: GlobalTopK(-1), ValueError, "amount"),
+    (lambda: GlobalTopK.apply(nn.Linear(2, 2), "weight", 5), ValueError, "amount: expected at most the 4"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_wrong_amounts(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
