@@ -14,11 +14,9 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``input (weight * mask)^T + bias``: the native op, or a dense product in half precision, which it does not take.
-
-    Under autocast the input may come in half precision to float32 weights: F.linear casts.
-    """
-    if input.dtype in HALVES or weight.dtype in HALVES:
+    """``input (weight * mask)^T + bias``: the native op, or a dense product for weights in half precision, which it
+    does not take."""
+    if weight.dtype in HALVES:
         return F.linear(input, weight * mask, bias)
     return ops.masked_linear(input, weight, mask, bias)
 
@@ -44,7 +42,8 @@ class MaskedLinear(nn.Linear):
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``. The masks start full.
 
     ``weight`` and ``bias`` are nn.Linear's; ``weight_mask [O, I]`` and ``bias_mask [O]`` (None without a bias) are
-    persistent buffers: part of ``state_dict``, moved by ``.to``, never cast. Half precision works as a dense product.
+    persistent buffers: part of ``state_dict``, moved by ``.to``, never cast. Weights in half precision work as a
+    dense product.
 
     Source: a layer of the pruned network, section 1.2 of Fischer & Burkholz 2022.
 

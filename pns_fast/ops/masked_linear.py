@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._library import FLOATS, check_same_device, check_same_dtype, check_tensor, library
+from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, library
 from ._masked_product import masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
@@ -147,14 +147,18 @@ def _is_plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> b
     )
 
 
-def _without_autocast(t: Tensor | None) -> Tensor | None:
-    """Autocast's rule for ops that run in float32: half precision is widened, float64 stays."""
-    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
+def _widened(t: Tensor | None) -> Tensor | None:
+    return t.float() if t is not None and t.dtype in HALVES else t
 
 
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight, mask, bias = map(_without_autocast, (x, weight, mask, bias))
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return _differentiable(*map(_widened, (x, weight, mask, bias))).to(torch.get_autocast_dtype(device))
+    return _differentiable(x, weight, mask, bias)
+
+
+def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     if not _is_plain(x, weight, mask, bias):  # then the product's own check is enough
         _check(x, weight, mask, bias)
     pattern, grad_mask = mask, None
@@ -183,7 +187,7 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     A pruned weight is not read: an inf or NaN there does not spread, unlike in ``F.linear(x, w * m)``. The gradient of
     ``weight`` is formed at kept positions and is 0 elsewhere. Where the kept weights are is found once for each mask
     and remembered; every call compares the mask with that, so it may change at any time and by any means.
-    Under autocast it runs in float32.
+    Under autocast it sums in float32 and returns autocast's dtype, as ``F.linear`` does.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once.

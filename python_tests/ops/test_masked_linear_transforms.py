@@ -123,16 +123,16 @@ def test_vmap_sees_what_needs_a_gradient_outside_of_it():
         assert_close(got, torch.autograd.grad(loop.sin().sum(), argument)[0], "float64")
 
 
-def test_autocast_runs_in_float32():
+def test_autocast_sums_in_float32_and_returns_its_dtype():
     x, weight, mask, bias = layer(dtype=F32)
     linear = torch.nn.Linear(4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         half = linear(x)
         y = ops.masked_linear(half, weight, mask, bias)
         assert ops.masked_linear(x.double(), weight.double(), mask, bias.double()).dtype == F64
-    assert half.dtype == torch.bfloat16
-    assert y.dtype == F32
-    assert torch.equal(y, ops.masked_linear(half.float(), weight, mask, bias))
+        assert torch.ops.pns_fast.masked_linear(half, weight, mask).dtype == torch.bfloat16
+    assert half.dtype == y.dtype == torch.bfloat16
+    assert torch.equal(y, ops.masked_linear(half.float(), weight, mask, bias).bfloat16())
     y.sum().backward()
     assert linear.weight.grad.dtype == F32
 
