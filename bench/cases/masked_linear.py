@@ -1,4 +1,4 @@
-"""x (w m)^T with x [B, N], w [N, N], forward alone and with the gradients of x and w.
+"""x (w m)^T with x [B, N], w [N, N], forward alone and with the gradients of x and w, every overhead included.
 
 FLOPs are those of kept weights for us and CSR, of all for dense: dense GFLOP/s says at which rate MKL ran (about half
 of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays.
@@ -6,6 +6,7 @@ of FMA peak on AMD). CSR patterns are built before the clock starts, as for a ma
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import peers
@@ -15,22 +16,37 @@ from torch import Tensor
 
 from pns_fast import ops
 
-DENSITIES = (0.01, 0.05, 0.1, 0.5, 1.0)
 TOLERANCE = 1e-4  # relative to the largest entry; sums of 4,096 float32 terms in another order
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Shape, and the densities timed."""
+
+    width: int
+    batch: int
+    forward: tuple[float, ...] = (0.01, 0.1, 0.5)
+    both: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+QUICK = {"forward": (0.1,), "both": (0.01, 0.1, 1.0)}
+LAYERS = {
+    "full": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32), Layer(1024, 256), Layer(4096, 256)),  # the first: overhead
+    "quick": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32, **QUICK), Layer(1024, 256, **QUICK)),
+}
+
+
 def cases(quick: bool, device: str) -> list[Case]:
-    shapes = [(128, 32), (128, 256), (1024, 256)] + ([] if quick else [(4096, 256)])
     return [
         Case(
             "masked_linear",
-            f"N = {n}, B = {batch}, density {density:g}, {'fwd+bwd' if backward else 'fwd'}",
-            partial(_contenders, n, batch, density, backward),
+            f"N = {layer.width}, B = {layer.batch}, density {density:g}, {task}",
+            partial(_contenders, layer.width, layer.batch, density, task == "fwd+bwd"),
             budget=0.6,
         )
-        for n, batch in shapes
-        for backward in (False, True)
-        for density in (DENSITIES[::2] if quick else DENSITIES)
+        for layer in LAYERS["quick" if quick else "full"]
+        for task, densities in (("fwd", layer.forward), ("fwd+bwd", layer.both))
+        for density in densities
     ]
 
 
@@ -51,7 +67,7 @@ def _contenders(n: int, batch: int, density: float, backward: bool) -> list[Cont
     ]
     if backward:
         three = partial(peers.CsrProducts(weight, mask), x.t().contiguous(), grad.t().contiguous())
-        note = "prebuilt, no autograd"
+        note = "prebuilt, no autograd, gradient of w at kept entries only"
         contenders.append(Contender("torch CSR, three products", three, check=check, work=kept, note=note))
     return contenders
 

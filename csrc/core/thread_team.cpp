@@ -12,9 +12,9 @@
 namespace pns {
 namespace {
 
-// How long a thread looks for work before it sleeps: the parts of one call, and a forward and its backward, follow
-// each other faster than that. Longer would take the core from torch's own threads.
-constexpr std::chrono::microseconds kPatience{50};
+// How long a thread looks for work before it sleeps: the parts of one call, and a forward and its backward in Python,
+// follow each other faster than that.
+constexpr std::chrono::microseconds kPatience{200};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -22,7 +22,8 @@ inline void pause() {
 #endif
 }
 
-// Whether is_done() came true within the patience.
+// Whether is_done() came true within the patience. Between looks the core is offered to whoever waits for it, torch's own
+// threads for instance.
 template <typename F>
 bool spin_until(F&& is_done) {
   const auto give_up = std::chrono::steady_clock::now() + kPatience;
@@ -31,6 +32,7 @@ bool spin_until(F&& is_done) {
       if (is_done()) return true;
       pause();
     }
+    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() < give_up);
   return false;
 }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from . import _memory
 from ._library import FLOATS, check_shape, check_tensor, library, not_on_cuda, pointer
 
 library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
@@ -78,9 +79,20 @@ def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
 
 
 def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bias=None) -> None:
-    grad, x, weight, mask = (None if t is None else t.contiguous() for t in (grad, x, weight, mask))
-    pointers = map(pointer, (grad, x, weight, mask, grad_x, grad_weight, grad_bias))
-    _BACKWARD[grad.dtype](*_sizes(grad, mask), *pointers, torch.get_num_threads())
+    grad, mask = grad.contiguous(), mask.contiguous()
+    x = None if x is None else x.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    _BACKWARD[grad.dtype](
+        *_sizes(grad, mask),
+        grad.data_ptr(),
+        pointer(x),
+        pointer(weight),
+        mask.data_ptr(),
+        pointer(grad_x),
+        pointer(grad_weight),
+        pointer(grad_bias),
+        torch.get_num_threads(),
+    )
 
 
 def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
@@ -90,7 +102,7 @@ def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ..
 def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     if (bias is not None and transposed) or not _fits(x, weight, mask, bias, transposed):
         _check_product(x, weight, mask, bias, transposed)
-    y = x.new_empty(_product_shape(x, weight, transposed))
+    y = _memory.empty(_product_shape(x, weight, transposed), x.dtype)
     if transposed:
         _run_backward(x, None, weight, mask, grad_x=y)
         return y
@@ -103,18 +115,18 @@ def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | 
 
 def _masked_outer_cpu(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     _check_outer(grad, x, mask)
-    y = x.new_empty(mask.shape)
+    y = _memory.empty(mask.shape, x.dtype)
     _run_backward(grad, x, None, mask, grad_weight=y)
     return y
 
 
-def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool], empty) -> tuple[Tensor, Tensor, Tensor]:
     """Of x, weight and bias; without elements where not wanted."""
     wants_x, wants_weight, wants_bias = wanted
     return (
-        x.new_empty(x.shape if wants_x else 0),
-        x.new_empty(weight.shape if wants_weight else 0),
-        x.new_empty(weight.shape[:-1] if wants_bias else 0),
+        empty(x.shape if wants_x else (0,), dtype=x.dtype),
+        empty(weight.shape if wants_weight else (0,), dtype=x.dtype),
+        empty(weight.shape[:-1] if wants_bias else (0,), dtype=x.dtype),
     )
 
 
@@ -125,7 +137,7 @@ def _masked_backward_cpu(
     if not (is_like_x and _fits(grad, weight, mask, None, True)):
         _check_product(grad, weight, mask, None, True)
         _check_outer(grad, x, mask)
-    grad_x, grad_weight, grad_bias = results = _empty_gradients(x, weight, wanted)
+    grad_x, grad_weight, grad_bias = results = _empty_gradients(x, weight, wanted, _memory.empty)
     wants_x, wants_weight, wants_bias = wanted
     _run_backward(
         grad,
@@ -164,7 +176,7 @@ def _(grad, x, mask):
 def _(grad, x, weight, mask, wanted):
     _check_product(grad, weight, mask, None, True)
     _check_outer(grad, x, mask)
-    return _empty_gradients(x, weight, wanted)
+    return _empty_gradients(x, weight, wanted, x.new_empty)
 
 
 # ---- vmap: the mapped dimension becomes networks

@@ -82,24 +82,27 @@ class _MaskedOuter(torch.autograd.Function):
         return grad_grad, grad_x, None
 
 
-def _outside_transforms(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The same with the context as forward's first argument, which vmap and torch.func.grad do not take: a separate
-    setup_context makes torch bind the arguments by inspection, 8 us a call."""
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *inputs):
-            output = function.forward(*inputs)
-            function.setup_context(ctx, inputs, output)
-            return output
-
-        backward = staticmethod(function.backward)
-
-    Eager.__name__ = Eager.__qualname__ = f"{function.__name__}Eager"
-    return Eager
+# Outside of transforms: the same with the context as forward's first argument. A separate setup_context, which vmap and
+# torch.func.grad ask for, makes torch bind the arguments by inspection, 8 us a call.
 
 
-_EagerProduct, _EagerOuter = _outside_transforms(_MaskedProduct), _outside_transforms(_MaskedOuter)
+class _EagerProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, mask, grad_mask, bias, transposed):
+        ctx.save_for_backward(x, weight, mask, grad_mask)
+        ctx.transposed = transposed
+        return masked_product(x, weight, mask, bias, transposed)
+
+    backward = _MaskedProduct.backward
+
+
+class _EagerOuter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, x, mask):
+        ctx.save_for_backward(grad, x, mask)
+        return masked_outer(grad, x, mask)
+
+    backward = _MaskedOuter.backward
 
 
 def _is_transformed() -> bool:
@@ -208,5 +211,6 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         >>> masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask, torch.tensor([0.5, 0.0]))
         tensor([[1.5000, 4.0000]])
     """
-    check_tensor("x", x)
+    if not isinstance(x, Tensor):
+        check_tensor("x", x)
     return _masked_linear(x, weight, mask, bias)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ops.layers import F32, F64, assert_close, gradients, layer
 
 import pns_fast as pns
 from pns_fast import _native, ops, reference
+from pns_fast.ops import _memory
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +34,9 @@ def test_equals_the_twin(simd_level, batch, n_in, n_out, density, n):
             assert_close(got, reference.masked_linear(x, weight, mask, b), tolerance)
 
 
-# Past every border inside: panels of 128 and of 1,024 columns, 4 and more tiles of a batch, blocks of 96 rows and of
+# Past every border inside: panels of 128, 256 and 512 columns, several tiles of a batch, blocks of 96 rows and of
 # 256 columns; densities of the narrow and the wide panels and of the dense path.
-LARGE = [(300, 150, 110, 0.1), (65, 2100, 30, 0.02), (5, 260, 100, 0.5), (600, 70, 700, 0.6), (17, 130, 600, 0.1)]
+LARGE = [(300, 350, 110, 0.1), (65, 1100, 30, 0.02), (5, 260, 100, 0.5), (600, 70, 300, 0.6), (17, 280, 300, 0.3)]
 
 
 @pytest.mark.parametrize(("batch", "n_in", "n_out", "density"), LARGE)
@@ -116,6 +119,38 @@ def test_patterns_kept_are_bounded_and_can_be_dropped():
     assert _native.cpu.mask_pattern_cache_bytes() <= 256 * one
     _native.cpu.clear_mask_pattern_cache()
     assert _native.cpu.mask_pattern_cache_bytes() == 0
+
+
+def test_large_results_are_kept_for_the_next_of_their_size():
+    _memory.release()
+    x, weight, mask, bias = layer(600, 600, 500, None, F32, 0.1)  # 1.2 MB of outputs and of weight gradients
+    y = ops.masked_linear(x, weight, mask, bias)
+    address, other = y.data_ptr(), ops.masked_linear(x, weight, mask, bias)
+    assert other.data_ptr() != address
+    view = y[3]
+    del y
+    assert _memory.kept_bytes() == 0  # the view still needs it
+    del view
+    assert _memory.kept_bytes() == 600 * 500 * 4
+    again = ops.masked_linear(x, weight, mask, bias)
+    assert again.data_ptr() == address
+    assert torch.equal(again, other)
+    kept = [ops.masked_linear(x, weight, mask, bias) for _ in range(300)]  # 360 MB
+    del kept
+    assert 0 < _memory.kept_bytes() <= _memory.MOST_KEPT
+    _memory.release()
+    assert _memory.kept_bytes() == 0
+
+
+def test_large_results_are_ordinary_tensors():
+    x, weight, mask, bias = layer(600, 600, 500, None, F32, 0.1)
+    y = ops.masked_linear(x, weight.requires_grad_(), mask, bias)
+    y.sum().backward()
+    assert y.is_contiguous()
+    assert y.data_ptr() % 64 == 0
+    weight.grad.mul_(2.0).add_(weight.detach(), alpha=0.1)
+    assert torch.equal(pickle.loads(pickle.dumps(y.detach())), y.detach())
+    assert torch.equal(copy.deepcopy(weight.grad), weight.grad)
 
 
 def test_mask_bytes_other_than_one(simd_level):

@@ -63,8 +63,9 @@ void find_entries(const MaskPattern& pattern, int64_t network, int n_threads, Ma
   found->is_dense = (n > 0 && found->n_entries >= kMaskedDenseFrom * n) || n >= kMostIndexed;
   if (found->is_dense) return;
 
-  const bool is_wide = found->n_entries < MaskPattern::kWidePanels * n;
-  const int64_t width = found->panel_width = is_wide ? MaskPattern::kWide : MaskPattern::kNarrow;
+  const double density = n > 0 ? double(found->n_entries) / n : 0;
+  found->has_many = density >= MaskPattern::kManyKept;
+  const int64_t width = found->panel_width = MaskPattern::width_for(density);
   found->n_panels = (n_in + width - 1) / width;
   found->begin.resize(found->n_panels * n_out + 1);
   found->column.resize(found->n_entries);

@@ -129,7 +129,7 @@ void masked_linear_forward(const MaskedForward<T>& p) {
 template <typename T>
 void masked_linear_backward(const MaskedBackward<T>& p) {
   const int64_t plane = p.n_out * p.n_in;
-  if (p.grad_weight != nullptr) advise_huge_pages(p.grad_weight, p.n_networks * plane * sizeof(T));
+  if (p.grad_weight != nullptr) claim_huge_pages(p.grad_weight, p.n_networks * plane * sizeof(T), p.n_threads);
   const auto pattern = mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
   auto at = [](auto* pointer, int64_t offset) { return pointer == nullptr ? nullptr : pointer + offset; };
   for_networks<T>(*pattern, p.batch, p.n_threads, [&](int64_t n, int n_threads) {

@@ -188,50 +188,55 @@ void dense_rows(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, in
   });
 }
 
-// W of the bits from `bit` on; a word may be read behind them (MaskPattern::bits has one to spare).
-template <int W>
-inline uint32_t lane_mask(const uint64_t* bits, int64_t bit) {
+// n <= 16 bits from `bit` on; a word may be read behind them (MaskPattern::bits has one to spare).
+inline uint32_t few_bits(const uint64_t* bits, int64_t bit, int64_t n) {
   uint32_t word;
   std::memcpy(&word, reinterpret_cast<const char*>(bits) + bit / 8, sizeof(word));
-  return (word >> (bit % 8)) & ((1u << W) - 1);
+  return (word >> (bit % 8)) & ((1u << n) - 1);
 }
 
-// W lanes at a time through the compress and expand instructions of AVX-512: no branch, which bit by bit would be
-// mispredicted for every row.
+// With AVX-512, W lanes at a time through its compress and expand instructions: no branch, which bit by bit would be
+// mispredicted in every row.
 template <typename T, int W>
 void compress_row(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept) {
-  int64_t j = 0;
 #if defined(__AVX512F__)
-  for (; j + W <= n; j += W) {
-    const uint32_t lanes = lane_mask<W>(bits, bit + j);
+  for (int64_t j = 0; j < n; j += W) {
+    const int64_t n_lanes = std::min<int64_t>(W, n - j);
+    const uint32_t lanes = few_bits(bits, bit + j, n_lanes);
     if constexpr (W == 16) {
-      _mm512_mask_compressstoreu_ps(kept, static_cast<__mmask16>(lanes), _mm512_loadu_ps(row + j));
+      const auto mask = static_cast<__mmask16>(lanes);
+      _mm512_mask_compressstoreu_ps(kept, mask, _mm512_maskz_loadu_ps(mask, row + j));
     } else {
-      _mm512_mask_compressstoreu_pd(kept, static_cast<__mmask8>(lanes), _mm512_loadu_pd(row + j));
+      const auto mask = static_cast<__mmask8>(lanes);
+      _mm512_mask_compressstoreu_pd(kept, mask, _mm512_maskz_loadu_pd(mask, row + j));
     }
     kept += __builtin_popcount(lanes);
   }
-#endif
-  for (; j < n; ++j) {
-    if (lane_mask<1>(bits, bit + j) != 0) *kept++ = row[j];
+#else
+  for (int64_t j = 0; j < n; ++j) {
+    if (few_bits(bits, bit + j, 1) != 0) *kept++ = row[j];
   }
+#endif
 }
 
 template <typename T, int W>
 void expand_row(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row) {
-  int64_t j = 0;
 #if defined(__AVX512F__)
-  for (; j + W <= n; j += W) {
-    const uint32_t lanes = lane_mask<W>(bits, bit + j);
+  for (int64_t j = 0; j < n; j += W) {
+    const int64_t n_lanes = std::min<int64_t>(W, n - j);
+    const uint32_t lanes = few_bits(bits, bit + j, n_lanes), all = (1u << n_lanes) - 1;
     if constexpr (W == 16) {
-      _mm512_storeu_ps(row + j, _mm512_maskz_expandloadu_ps(static_cast<__mmask16>(lanes), kept));
+      const __m512 values = _mm512_maskz_expandloadu_ps(static_cast<__mmask16>(lanes), kept);
+      _mm512_mask_storeu_ps(row + j, static_cast<__mmask16>(all), values);
     } else {
-      _mm512_storeu_pd(row + j, _mm512_maskz_expandloadu_pd(static_cast<__mmask8>(lanes), kept));
+      const __m512d values = _mm512_maskz_expandloadu_pd(static_cast<__mmask8>(lanes), kept);
+      _mm512_mask_storeu_pd(row + j, static_cast<__mmask8>(all), values);
     }
     kept += __builtin_popcount(lanes);
   }
+#else
+  for (int64_t j = 0; j < n; ++j) row[j] = few_bits(bits, bit + j, 1) != 0 ? *kept++ : T{0};
 #endif
-  for (; j < n; ++j) row[j] = lane_mask<1>(bits, bit + j) != 0 ? *kept++ : T{0};
 }
 
 template <typename T, int W>

@@ -50,8 +50,6 @@ struct Tiles {
 
 // Dense blocks: a weight block of kDenseRows x kDenseDepth is 96 KB of float and stays in L2 with a tile of x.
 constexpr int64_t kDenseRows = 96, kDenseDepth = 256;
-// The sparse forward's share of rows, and the tiles it walks at a time: sums of 512 KB stay in L2.
-constexpr int64_t kSparseRows = 512, kSparseTiles = 4;
 constexpr int64_t kGatherFeatures = 512;
 
 template <typename T>
@@ -117,11 +115,11 @@ class MaskedNetwork {
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
         const int64_t at = o * n_in_ + panel * network_.panel_width;
-        if (network_.is_wide()) {
-          for (uint32_t k = begin[0]; k < begin[1]; ++k) shared_.weight[k] = weight[at + network_.column[k]];
-        } else {
+        if (network_.has_many) {
           run_.compress(bits_, first_bit_ + at, columns_of(panel), weight + at, shared_.weight.data() + begin[0]);
+          continue;
         }
+        for (uint32_t k = begin[0]; k < begin[1]; ++k) shared_.weight[k] = weight[at + network_.column[k]];
       }
     });
   }
@@ -129,15 +127,15 @@ class MaskedNetwork {
   // The reverse for `dots`, which lie in the same order; 0 where pruned.
   void expand(const T* dots, T* grad_weight) const {
     for_weight_rows([&](int64_t o) {
-      if (network_.is_wide()) std::fill_n(grad_weight + o * n_in_, n_in_, T{0});
+      if (!network_.has_many) std::fill_n(grad_weight + o * n_in_, n_in_, T{0});
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
         const int64_t at = o * n_in_ + panel * network_.panel_width;
-        if (network_.is_wide()) {
-          for (uint32_t k = begin[0]; k < begin[1]; ++k) grad_weight[at + network_.column[k]] = dots[k];
-        } else {
+        if (network_.has_many) {
           run_.expand(bits_, first_bit_ + at, columns_of(panel), dots + begin[0], grad_weight + at);
+          continue;
         }
+        for (uint32_t k = begin[0]; k < begin[1]; ++k) grad_weight[at + network_.column[k]] = dots[k];
       }
     });
   }
@@ -156,32 +154,29 @@ class MaskedNetwork {
     }
   }
 
-  // Each thread takes rows, and walks the panels for them: what it sums belongs to it.
+  // A tile is one thread's from its gathering to its scattering; where there are fewer tiles than threads, they share
+  // the rows of each.
   void forward_sparse(const T* x, const T* weight, const T* bias, T* y) {
-    gather_all(x, n_in_, &shared_.x);
     compress(weight);
-    const int64_t n_each = std::clamp<int64_t>((n_out_ + n_threads_ - 1) / n_threads_, 1, kSparseRows);
-    parallel_items((n_out_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
+    const int64_t n_splits = (n_threads_ + tiles_.count - 1) / tiles_.count;
+    if (n_splits > 1) gather_all(x, n_in_, &shared_.x);
+    parallel_items(tiles_.count * n_splits, n_threads_, [&](int64_t item, int) {
       Scratch<T>& own = scratch<T>().own;
-      const int64_t row = item * n_each, n_rows = std::min(n_each, n_out_ - row), width = tiles_.width;
-      own.y.resize(kSparseTiles * n_rows * width);
-      for (int64_t first = 0; first < tiles_.count; first += kSparseTiles) {
-        const int64_t n_tiles = std::min(kSparseTiles, tiles_.count - first);
-        for (int64_t t = 0; t < n_tiles; ++t) {
-          fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data() + t * n_rows * width);
-        }
-        for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
-          const SparsePanel<T> rows = panel_of(panel, row, n_rows);
-          for (int64_t t = 0; t < n_tiles; ++t) {
-            run_.sparse_forward(rows, tile_of(shared_.x, first + t, n_in_) + panel * network_.panel_width * width, width,
-                                own.y.data() + t * n_rows * width);
-          }
-        }
-        for (int64_t t = 0; t < n_tiles; ++t) {
-          run_.scatter(own.y.data() + t * n_rows * width, width, tiles_.size(first + t), n_rows,
-                       y + (first + t) * width * n_out_ + row, n_out_);
-        }
+      const int64_t tile = item / n_splits, split = item % n_splits, width = tiles_.width;
+      const int64_t row = n_out_ * split / n_splits, n_rows = n_out_ * (split + 1) / n_splits - row;
+      const T* x_tile = tile_of(shared_.x, tile, n_in_);
+      if (n_splits == 1) {
+        own.x.resize(n_in_ * width);
+        run_.gather(x + tile * width * n_in_, n_in_, tiles_.size(tile), n_in_, own.x.data(), width);
+        x_tile = own.x.data();
       }
+      own.y.resize(n_rows * width);
+      fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data());
+      for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
+        run_.sparse_forward(panel_of(panel, row, n_rows), x_tile + panel * network_.panel_width * width, width,
+                            own.y.data());
+      }
+      run_.scatter(own.y.data(), width, tiles_.size(tile), n_rows, y + tile * width * n_out_ + row, n_out_);
     });
   }
 
