@@ -1,184 +1,419 @@
-// The plain passes (the truth, and the baseline level) and the selection around them: a histogram of the scores' top
-// bits finds the bin of the threshold, the scores in that bin are collected, and quickselect ends it.
+// The plain loops (the truth, and the baseline level) and the selection around them: a bracket of the threshold, one
+// pass over the scores, the rank of what lies inside the bracket, and the mask of those and of the ties.
 #include "kernels/topk_mask/topk_mask.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <vector>
 
+#include "core/aligned_buffer.h"
+#include "core/flush_denormals.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "core/simd_level.h"
-#include "kernels/topk_mask/score_key.h"
 
 namespace pns {
 namespace {
 
 template <typename T>
-bool histogram_baseline(const T* scores, int64_t n, int64_t* counts) {
-  bool is_clean = true;
+BracketCounts split_baseline(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
+                             uint32_t* position) {
+  BracketCounts c{};
   for (int64_t i = 0; i < n; ++i) {
-    is_clean &= scores[i] == scores[i];
-    ++counts[top_bits<T, kHistogramBits>(scores[i])];
+    const Key<T> key = score_key(scores[i]);
+    c.has_nan |= is_nan_key<T>(key);
+    c.above_hi += key > hi;
+    c.from_hi += key >= hi;
+    c.above_lo += key > lo;
+    c.from_lo += key >= lo;
+    if (mask != nullptr) mask[i] = key >= hi;
+    if (lo < key && key < hi) {
+      inside[c.inside] = scores[i];
+      position[c.inside++] = static_cast<uint32_t>(i);
+    }
   }
-  return is_clean;
+  return c;
 }
 
 template <typename T>
-int64_t collect_baseline(const T* scores, int64_t n, uint32_t bin, T* out) {
-  int64_t n_out = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (top_bits<T, kHistogramBits>(scores[i]) == bin) out[n_out++] = scores[i];
-  }
-  return n_out;
+void write_baseline(const T* scores, int64_t n, Key<T> threshold, bool or_equal, uint8_t* mask) {
+  for (int64_t i = 0; i < n; ++i) mask[i] = score_key(scores[i]) >= threshold + !or_equal;
+}
+
+template <typename K>
+K select_baseline(const K* keys, int64_t n, int64_t k) {
+  std::vector<K> sorted(keys, keys + n);
+  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<K>());
+  return sorted[k - 1];
 }
 
 template <typename T>
-void write_baseline(const T* scores, int64_t n, T threshold, bool or_equal, uint8_t* mask) {
-  for (int64_t i = 0; i < n; ++i) mask[i] = scores[i] > threshold || (or_equal && scores[i] == threshold);
-}
-
-template <typename T>
-TopkPasses<T> passes() {
+TopkLoops<T> loops() {
 #ifdef PNS_X86
   switch (simd_level()) {
-    case SimdLevel::kAvx512: return topk_passes_avx512<T>();
-    case SimdLevel::kAvx2: return topk_passes_avx2<T>();
+    case SimdLevel::kAvx512: return topk_loops_avx512<T>();
+    case SimdLevel::kAvx2: return topk_loops_avx2<T>();
     default: break;
   }
 #endif
-  return {histogram_baseline<T>, collect_baseline<T>, write_baseline<T>};
+  return {split_baseline<T>, write_baseline<T>, select_baseline<Key<T>>};
 }
 
-constexpr int64_t kPieceSize = int64_t{1} << 16;  // 256 KB of float: a piece stays in L2 between passes
+template <typename T>
+struct Bracket {
+  Key<T> lo = -KeyOf<T>::kInfinity, hi = KeyOf<T>::kInfinity;
+};
 
+// Scores that one thread takes at a time, with the part of the lists that belongs to them.
+constexpr int64_t kPieceSize = int64_t{1} << 15;  // 128 KB of float: a piece that is written again lies in L2
 template <typename T>
 struct Piece {
   const T* scores;
   uint8_t* mask;
   int64_t size;
-  std::vector<T> in_bin;
+  BracketCounts counts;
+  std::vector<T> inside;
+  std::vector<uint32_t> position;
 };
+
+enum class At { kHi, kInside, kLo };  // of the bracket
 
 template <typename T>
 struct Threshold {
-  T value;
-  int64_t n_equal_kept;  // how many of the scores equal to `value` belong to the k largest
+  Key<T> key;
+  int64_t n_equal_kept;  // how many of the scores equal to it belong to the k largest
+  At at;
 };
 
-// The k-th largest over all pieces; 1 <= k <= n. False: a score is NaN. Leaves each piece's scores of that bin.
 template <typename T>
-bool find_threshold(std::vector<Piece<T>>& pieces, int64_t k, int n_threads, const TopkPasses<T>& pass,
-                    Threshold<T>* result) {
-  constexpr int kBins = 1 << kHistogramBits;
-  std::vector<int64_t> counts(static_cast<size_t>(n_threads) * kBins, 0);
-  std::atomic<bool> is_clean{true};
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int worker) {
-    if (!pass.histogram(pieces[i].scores, pieces[i].size, counts.data() + worker * kBins)) is_clean = false;
-  });
-  if (!is_clean) return false;
-  int bin = kBins;
-  int64_t left = k;  // of the k largest, how many lie in the bin or below
-  int64_t in_bin = 0;
-  while (true) {
-    --bin;
-    in_bin = 0;
-    for (int t = 0; t < n_threads; ++t) in_bin += counts[t * kBins + bin];
-    if (in_bin >= left) break;
-    left -= in_bin;
+class Selection {
+ public:
+  Selection(int64_t n_arrays, const T* const* scores, uint8_t* const* masks, const int64_t* sizes, int n_threads);
+  // The k-th largest of all scores, 1 <= k <= n, which then lies in the bracket. False: a score is NaN.
+  bool find(int64_t k, const T* hint, Threshold<T>* threshold);
+  // Completes the masks that the pass of find has left.
+  void finish(Threshold<T> threshold);
+
+  const int64_t n;
+
+ private:
+  bool everything(std::vector<Key<T>>& keys) const;
+  bool sample(int64_t k, int64_t size, Bracket<T>* bracket) const;
+  bool guess(int64_t k, const T* hint, int attempt, Bracket<T>* bracket) const;
+  bool pass(Bracket<T> bracket);
+  Key<T> select_inside(int64_t k) const;
+  void finish_inside(Piece<T>& piece, Threshold<T> threshold, int64_t n_kept) const;
+
+  const TopkLoops<T> loops_ = loops<T>();
+  const int n_threads_;
+  std::vector<Piece<T>> pieces_;
+  Bracket<T> known_;  // the threshold lies in it for certain
+  BracketCounts total_{};
+};
+
+template <typename T>
+T not_a_number() {
+  return from_key<T>(KeyOf<T>::kInfinity | KeyOf<T>::kInfinity >> 1);  // the quiet one
+}
+
+int threads_for(int64_t n, int n_threads) {
+  constexpr int64_t kPerThread = 200'000;  // some 40 us of work, twice what it takes to start a thread
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(n_threads, n / kPerThread)));
+}
+
+int64_t sum(const int64_t* sizes, int64_t n_arrays) {
+  int64_t n = 0;
+  for (int64_t a = 0; a < n_arrays; ++a) n += sizes[a];
+  return n;
+}
+
+template <typename T>
+Selection<T>::Selection(int64_t n_arrays, const T* const* scores, uint8_t* const* masks, const int64_t* sizes,
+                        int n_threads)
+    : n(sum(sizes, n_arrays)), n_threads_(threads_for(n, n_threads)) {
+  for (int64_t a = 0; a < n_arrays; ++a) {
+    for (int64_t at = 0; at < sizes[a]; at += kPieceSize) {
+      uint8_t* const mask = masks == nullptr ? nullptr : masks[a] + at;
+      pieces_.push_back({scores[a] + at, mask, std::min(kPieceSize, sizes[a] - at), {}, {}, {}});
+    }
   }
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int) {
-    Piece<T>& piece = pieces[i];
-    piece.in_bin.resize(piece.size);
-    piece.in_bin.resize(pass.collect(piece.scores, piece.size, bin, piece.in_bin.data()));
-  });
-  std::vector<T> candidates;
-  candidates.reserve(in_bin);
-  for (const auto& piece : pieces) candidates.insert(candidates.end(), piece.in_bin.begin(), piece.in_bin.end());
-  std::nth_element(candidates.begin(), candidates.begin() + (left - 1), candidates.end(), std::greater<T>());
-  result->value = candidates[left - 1];
-  const int64_t n_above = std::count_if(candidates.begin(), candidates.begin() + (left - 1),
-                                        [&](T x) { return x > result->value; });
-  result->n_equal_kept = left - n_above;
+}
+
+template <typename T>
+bool Selection<T>::find(int64_t k, const T* hint, Threshold<T>* threshold) {
+  const bool has_hint = hint != nullptr && !is_nan_key<T>(score_key(*hint));
+  for (int attempt = has_hint ? 0 : 1;; ++attempt) {
+    Bracket<T> bracket;
+    if (!guess(k, hint, attempt, &bracket) || !pass(bracket)) return false;
+    if (k <= total_.above_hi) {
+      known_.lo = bracket.hi;
+    } else if (k <= total_.from_hi) {
+      *threshold = {bracket.hi, k - total_.above_hi, At::kHi};
+      return true;
+    } else if (k <= total_.above_lo) {
+      const Key<T> key = select_inside(k - total_.from_hi);
+      int64_t n_above = total_.from_hi;
+      for (const auto& piece : pieces_) {
+        for (T x : piece.inside) n_above += score_key(x) > key;
+      }
+      *threshold = {key, k - n_above, At::kInside};
+      return true;
+    } else if (k <= total_.from_lo) {
+      *threshold = {bracket.lo, k - total_.above_lo, At::kLo};
+      return true;
+    } else {
+      known_.hi = bracket.lo;
+    }
+  }
+}
+
+// Attempt 0 believes the hint, 1 a sample, and 2 nothing but what the passes before have shown, which ends it.
+template <typename T>
+bool Selection<T>::guess(int64_t k, const T* hint, int attempt, Bracket<T>* bracket) const {
+  constexpr int64_t kAtOnce = 2048;  // ranked as a whole in 1 us
+  if (n <= kAtOnce) {
+    std::vector<Key<T>> keys;
+    if (!everything(keys)) return false;
+    bracket->lo = bracket->hi = loops_.select(keys.data(), n, k);
+    return true;
+  }
+  if (attempt == 2) {
+    *bracket = known_;
+    return true;
+  }
+  // A larger sample costs a cache miss a score, a smaller one makes longer lists: level at about n^(2/3).
+  int64_t size = 512;
+  while (size < 8192 && size * 128 < n) size *= 2;
+  if (attempt == 1) return sample(k, size, bracket);
+  // A hint earns its narrow bracket, an eighth of what the sample says, only where the sample finds it likely. The
+  // width follows the scores' density and so needs no scale: at k = 10% of a normal distribution it is +-1% of the
+  // threshold, and 0.8% of the scores lie inside.
+  if (!sample(k, size / 4, bracket)) return false;
+  const Key<T> at = score_key(*hint), reach = bracket->hi / 16 - bracket->lo / 16;
+  if (bracket->lo <= at && at <= bracket->hi) {
+    bracket->lo = std::max(bracket->lo, at - reach);
+    bracket->hi = std::min(bracket->hi, at + reach);
+  }
   return true;
 }
 
 template <typename T>
-void append_pieces(const T* scores, uint8_t* mask, int64_t n, std::vector<Piece<T>>& pieces) {
-  for (int64_t at = 0; at < n; at += kPieceSize) {
-    pieces.push_back({scores + at, mask == nullptr ? nullptr : mask + at, std::min(kPieceSize, n - at), {}});
-  }
-}
-
-int threads_for(int64_t n, int n_threads) {
-  constexpr int64_t kPerThread = 200'000;  // about 0.2 ms of work: see parallel.h
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(n_threads, n / kPerThread)));
-}
-
-// Sets the first n_kept of the scores equal to `value`; the mask already holds those above it.
-template <typename T>
-void keep_first_equal(const Piece<T>& piece, T value, int64_t n_kept) {
-  for (int64_t i = 0; n_kept > 0; ++i) {
-    if (piece.scores[i] == value) {
-      piece.mask[i] = 1;
-      --n_kept;
+bool Selection<T>::everything(std::vector<Key<T>>& keys) const {
+  bool is_clean = true;
+  keys.reserve(n);
+  for (const auto& piece : pieces_) {
+    for (int64_t i = 0; i < piece.size; ++i) {
+      keys.push_back(score_key(piece.scores[i]));
+      is_clean &= !is_nan_key<T>(keys.back());
     }
   }
+  return is_clean;
+}
+
+// The bracket that a sample of 2^m scores says holds the k-th largest, wrong in one of 2,000 cases. The scores are cut
+// into as many strata and one is taken out of each, at a hashed place: sorted scores are sampled better than shuffled
+// ones, periodic ones no worse.
+template <typename T>
+bool Selection<T>::sample(int64_t k, int64_t size, Bracket<T>* bracket) const {
+  constexpr int kHashBits = 20;  // size * n * 2^20 would need n < 2^30, n * 2^20 n < 2^43
+  std::vector<Key<T>> keys(size);
+  const Piece<T>* piece = pieces_.data();
+  int64_t begin = 0;  // of the piece
+  bool is_clean = true;
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t hash = static_cast<uint32_t>(i * 2654435761u) >> (32 - kHashBits);
+    const int64_t at = (i * n + (hash * n >> kHashBits)) / size;
+    while (at >= begin + piece->size) begin += piece++->size;
+    keys[i] = score_key(piece->scores[at - begin]);
+    is_clean &= !is_nan_key<T>(keys[i]);
+  }
+  if (!is_clean) return false;
+  const double share = static_cast<double>(k) / n, middle = share * size;
+  const double deviation = 3.5 * std::sqrt(middle * (1 - share)) + 1;
+  const auto from_top = static_cast<int64_t>(middle - deviation), to_top = static_cast<int64_t>(middle + deviation) + 1;
+  if (from_top >= 1) bracket->hi = loops_.select(keys.data(), size, from_top);
+  if (to_top <= size) bracket->lo = loops_.select(keys.data(), size, to_top);
+  return true;
+}
+
+// False: a score is NaN.
+template <typename T>
+bool Selection<T>::pass(Bracket<T> bracket) {
+  struct Lists {
+    AlignedBuffer<T> inside;
+    AlignedBuffer<uint32_t> position;
+  };
+  std::vector<Lists> lists(n_threads_);
+  const int64_t longest = std::min(n, kPieceSize) + kListSlack;
+  parallel_items(pieces_.size(), n_threads_, [&](int64_t i, int worker) {
+    Piece<T>& piece = pieces_[i];
+    Lists& list = lists[worker];
+    list.inside.resize(longest);
+    list.position.resize(longest);
+    T* const inside = list.inside.data();
+    uint32_t* const position = list.position.data();
+    piece.counts = loops_.split(piece.scores, piece.size, bracket.lo, bracket.hi, piece.mask, inside, position);
+    piece.inside.assign(inside, inside + piece.counts.inside);
+    if (piece.mask != nullptr) piece.position.assign(position, position + piece.counts.inside);
+  });
+  total_ = {};
+  for (const auto& piece : pieces_) {
+    total_.above_hi += piece.counts.above_hi;
+    total_.from_hi += piece.counts.from_hi;
+    total_.above_lo += piece.counts.above_lo;
+    total_.from_lo += piece.counts.from_lo;
+    total_.inside += piece.counts.inside;
+    total_.has_nan |= piece.counts.has_nan;
+  }
+  return !total_.has_nan;
+}
+
+// The k-th largest inside the bracket: the same problem again on what is left of it.
+template <typename T>
+Key<T> Selection<T>::select_inside(int64_t k) const {
+  std::vector<T> inside;
+  inside.reserve(total_.inside);
+  for (const auto& piece : pieces_) inside.insert(inside.end(), piece.inside.begin(), piece.inside.end());
+  const T* const scores = inside.data();
+  Selection<T> rest(1, &scores, nullptr, &total_.inside, 1);
+  if (total_.inside > n / 2) {  // a sample of these scores shows nothing: count instead, at most 64 times
+    std::vector<Key<T>> keys;
+    rest.everything(keys);
+    return loops_.select(keys.data(), rest.n, k);
+  }
+  Threshold<T> threshold;
+  rest.find(k, nullptr, &threshold);
+  return threshold.key;
+}
+
+template <typename T>
+int64_t count_equal(const Piece<T>& piece, Threshold<T> threshold) {
+  switch (threshold.at) {
+    case At::kHi: return piece.counts.from_hi - piece.counts.above_hi;
+    case At::kLo: return piece.counts.from_lo - piece.counts.above_lo;
+    default: break;
+  }
+  return std::count_if(piece.inside.begin(), piece.inside.end(), [&](T x) { return score_key(x) == threshold.key; });
+}
+
+template <typename T>
+void Selection<T>::finish(Threshold<T> threshold) {
+  std::vector<int64_t> n_kept(pieces_.size());
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const int64_t n_equal = count_equal(pieces_[i], threshold);
+    n_kept[i] = std::min(n_equal, threshold.n_equal_kept);
+    threshold.n_equal_kept -= n_kept[i];
+    if (n_kept[i] == n_equal) n_kept[i] = -1;  // all of them
+  }
+  const int64_t work = threshold.at == At::kInside ? total_.inside : n;
+  parallel_items(pieces_.size(), threads_for(work, n_threads_), [&](int64_t i, int) {
+    Piece<T>& piece = pieces_[i];
+    if (threshold.at == At::kInside) {
+      finish_inside(piece, threshold, n_kept[i] < 0 ? piece.size : n_kept[i]);
+      return;
+    }
+    const bool all = n_kept[i] < 0;
+    if (all && threshold.at == At::kHi) return;  // as the pass has left it
+    loops_.write(piece.scores, piece.size, threshold.key, all, piece.mask);
+    for (int64_t j = 0; n_kept[i] > 0; ++j) {
+      if (score_key(piece.scores[j]) != threshold.key) continue;
+      piece.mask[j] = 1;
+      --n_kept[i];
+    }
+  });
+}
+
+template <typename T>
+void Selection<T>::finish_inside(Piece<T>& piece, Threshold<T> threshold, int64_t n_kept) const {
+  for (size_t j = 0; j < piece.inside.size(); ++j) {
+    const Key<T> key = score_key(piece.inside[j]);
+    if (key > threshold.key || (key == threshold.key && n_kept-- > 0)) piece.mask[piece.position[j]] = 1;
+  }
+}
+
+template <typename T>
+bool kth_largest(const T* scores, int64_t n, int64_t k, int n_threads, const T* hint, T* value) {
+  const KeepDenormals keep_denormals;
+  Selection<T> selection(1, &scores, nullptr, &n, n_threads);
+  Threshold<T> threshold;
+  if (!selection.find(k, hint, &threshold)) return false;
+  *value = from_key<T>(threshold.key);
+  return true;
+}
+
+// f(row, n_threads) for every row, in parallel where there are many; false once one of them returned it.
+template <typename F>
+bool for_each_row(int64_t n_rows, int64_t n, int n_threads, F&& f) {
+  const int n_parallel = threads_for(n_rows * n, n_threads);
+  if (n_rows < 4 * n_parallel) {  // few rows: the threads share each of them, or some would wait for the last
+    int64_t r = 0;
+    while (r < n_rows && f(r, n_threads)) ++r;
+    return r == n_rows;
+  }
+  std::atomic<bool> is_clean{true};
+  parallel_items(n_rows, n_parallel, [&](int64_t r, int) {
+    if (is_clean && !f(r, 1)) is_clean = false;
+  });
+  return is_clean;
 }
 
 }  // namespace
 
 template <typename T>
 bool topk_mask(const TopkMaskParams<T>& p) {
-  std::vector<Piece<T>> pieces;
-  int64_t n = 0;
+  constexpr int64_t kLarge = int64_t{4} << 20;  // bytes; smaller outputs are likely to be memory in use
   for (int64_t a = 0; a < p.n_arrays; ++a) {
-    append_pieces(p.scores[a], p.masks[a], p.sizes[a], pieces);
-    n += p.sizes[a];
+    if (p.sizes[a] >= kLarge) advise_huge_pages(p.masks[a], p.sizes[a]);
   }
+  const KeepDenormals keep_denormals;
+  Selection<T> selection(p.n_arrays, p.scores, p.masks, p.sizes, p.n_threads);
+  const int64_t n = selection.n;
+  const bool legacy = p.ties == Ties::kLegacy, all = legacy && p.keep == n, none = !legacy && p.keep == 0;
+  if (p.threshold != nullptr) *p.threshold = not_a_number<T>();
   if (n == 0) return true;
-  const TopkPasses<T> pass = passes<T>();
-  const int n_threads = threads_for(n, p.n_threads);
-  const bool legacy = p.ties == Ties::kLegacy;
   // Legacy cuts at the (n - keep)-th smallest, which is the (keep + 1)-th largest.
   const int64_t k = std::max<int64_t>(1, legacy ? std::min(p.keep + 1, n) : p.keep);
   Threshold<T> threshold;
-  if (!find_threshold(pieces, k, n_threads, pass, &threshold)) return false;
-  const bool all = p.keep == n, none = p.keep == 0 && !legacy;
-
-  std::vector<int64_t> n_equal_kept(pieces.size(), 0);
-  for (size_t i = 0; i < pieces.size() && !legacy; ++i) {
-    const auto& in_bin = pieces[i].in_bin;
-    const int64_t n_equal = std::count(in_bin.begin(), in_bin.end(), threshold.value);
-    n_equal_kept[i] = std::min(n_equal, threshold.n_equal_kept);
-    threshold.n_equal_kept -= n_equal_kept[i];
-    if (n_equal_kept[i] == n_equal) n_equal_kept[i] = -1;  // all of them: one comparison does it
+  if (!selection.find(k, p.hint, &threshold)) return false;
+  if (all || none) {
+    for (int64_t a = 0; a < p.n_arrays; ++a) std::fill_n(p.masks[a], p.sizes[a], static_cast<uint8_t>(all));
+    return true;
   }
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int) {
-    const Piece<T>& piece = pieces[i];
-    if (all || none) {
-      std::fill(piece.mask, piece.mask + piece.size, static_cast<uint8_t>(all));
-      return;
-    }
-    pass.write(piece.scores, piece.size, threshold.value, n_equal_kept[i] < 0, piece.mask);
-    keep_first_equal(piece, threshold.value, n_equal_kept[i]);
-  });
+  if (legacy) threshold.n_equal_kept = 0;
+  selection.finish(threshold);
+  if (p.threshold != nullptr) *p.threshold = from_key<T>(threshold.key);
   return true;
 }
 
 template <typename T>
-bool kth_largest(const T* scores, int64_t n, int64_t k, int n_threads, T* value) {
-  std::vector<Piece<T>> pieces;
-  append_pieces<T>(scores, nullptr, n, pieces);
-  Threshold<T> threshold;
-  if (!find_threshold(pieces, k, threads_for(n, n_threads), passes<T>(), &threshold)) return false;
-  *value = threshold.value;
-  return true;
+bool topk_mask_rows(const TopkMaskRows<T>& p) {
+  return for_each_row(p.n_rows, p.n, p.n_threads, [&](int64_t r, int n_threads) {
+    const T* const scores = p.scores + r * p.n;
+    uint8_t* const mask = p.masks + r * p.n;
+    const T* const hint = p.hints == nullptr ? nullptr : p.hints + r;
+    T* const threshold = p.thresholds == nullptr ? nullptr : p.thresholds + r;
+    return topk_mask<T>({1, &scores, &mask, &p.n, p.keep, p.ties, n_threads, hint, threshold});
+  });
 }
 
-template bool topk_mask<float>(const TopkMaskParams<float>&);
-template bool topk_mask<double>(const TopkMaskParams<double>&);
-template bool kth_largest<float>(const float*, int64_t, int64_t, int, float*);
-template bool kth_largest<double>(const double*, int64_t, int64_t, int, double*);
+template <typename T>
+bool kth_largest_rows(const T* scores, int64_t n_rows, int64_t n, int64_t k, int n_threads, const T* hints,
+                      T* values) {
+  return for_each_row(n_rows, n, n_threads, [&](int64_t r, int n_row_threads) {
+    return kth_largest(scores + r * n, n, k, n_row_threads, hints == nullptr ? nullptr : hints + r, values + r);
+  });
+}
+
+#define PNS_INSTANTIATE(T)                              \
+  template bool topk_mask<T>(const TopkMaskParams<T>&); \
+  template bool topk_mask_rows<T>(const TopkMaskRows<T>&); \
+  template bool kth_largest_rows<T>(const T*, int64_t, int64_t, int64_t, int, const T*, T*);
+PNS_INSTANTIATE(float)
+PNS_INSTANTIATE(double)
+PNS_INSTANTIATE(Float16)
+PNS_INSTANTIATE(BFloat16)
+#undef PNS_INSTANTIATE
 
 }  // namespace pns
