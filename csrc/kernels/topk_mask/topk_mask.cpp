@@ -78,6 +78,8 @@ struct Piece {
   std::vector<uint32_t> position;
 };
 
+constexpr int64_t kAtOnce = 2048;  // so few scores are ranked as a whole, in 1 us
+
 enum class At { kHi, kInside, kLo };  // of the bracket
 
 template <typename T>
@@ -100,10 +102,11 @@ class Selection {
 
  private:
   bool everything(std::vector<Key<T>>& keys) const;
-  bool sample(int64_t k, int64_t size, Bracket<T>* bracket) const;
+  bool sample(int64_t k, int size_bits, Bracket<T>* bracket) const;
   bool guess(int64_t k, const T* hint, int attempt, Bracket<T>* bracket) const;
   bool pass(Bracket<T> bracket);
   Key<T> select_inside(int64_t k) const;
+  int64_t count_above(Key<T> key) const;
   void finish_inside(Piece<T>& piece, Threshold<T> threshold, int64_t n_kept) const;
 
   const TopkLoops<T> loops_ = loops<T>();
@@ -154,11 +157,7 @@ bool Selection<T>::find(int64_t k, const T* hint, Threshold<T>* threshold) {
       return true;
     } else if (k <= total_.above_lo) {
       const Key<T> key = select_inside(k - total_.from_hi);
-      int64_t n_above = total_.from_hi;
-      for (const auto& piece : pieces_) {
-        for (T x : piece.inside) n_above += score_key(x) > key;
-      }
-      *threshold = {key, k - n_above, At::kInside};
+      *threshold = {key, k - total_.from_hi - count_above(key), At::kInside};
       return true;
     } else if (k <= total_.from_lo) {
       *threshold = {bracket.lo, k - total_.above_lo, At::kLo};
@@ -172,7 +171,6 @@ bool Selection<T>::find(int64_t k, const T* hint, Threshold<T>* threshold) {
 // Attempt 0 believes the hint, 1 a sample, and 2 nothing but what the passes before have shown, which ends it.
 template <typename T>
 bool Selection<T>::guess(int64_t k, const T* hint, int attempt, Bracket<T>* bracket) const {
-  constexpr int64_t kAtOnce = 2048;  // ranked as a whole in 1 us
   if (n <= kAtOnce) {
     std::vector<Key<T>> keys;
     if (!everything(keys)) return false;
@@ -183,14 +181,14 @@ bool Selection<T>::guess(int64_t k, const T* hint, int attempt, Bracket<T>* brac
     *bracket = known_;
     return true;
   }
-  // A larger sample costs a cache miss a score, a smaller one makes longer lists: level at about n^(2/3).
-  int64_t size = 512;
-  while (size < 8192 && size * 128 < n) size *= 2;
-  if (attempt == 1) return sample(k, size, bracket);
+  // A score sampled costs up to a cache miss, one listed 2 ns: level, within 10%, at about 4 sqrt(n) samples.
+  int size_bits = 9;
+  while (size_bits < 15 && int64_t{1} << 2 * size_bits < 16 * n) ++size_bits;
+  if (attempt == 1) return sample(k, size_bits, bracket);
   // A hint earns its narrow bracket, an eighth of what the sample says, only where the sample finds it likely. The
   // width follows the scores' density and so needs no scale: at k = 10% of a normal distribution it is +-1% of the
   // threshold, and 0.8% of the scores lie inside.
-  if (!sample(k, size / 4, bracket)) return false;
+  if (!sample(k, std::max(9, size_bits - 2), bracket)) return false;
   const Key<T> at = score_key(*hint), reach = bracket->hi / 16 - bracket->lo / 16;
   if (bracket->lo <= at && at <= bracket->hi) {
     bracket->lo = std::max(bracket->lo, at - reach);
@@ -202,36 +200,39 @@ bool Selection<T>::guess(int64_t k, const T* hint, int attempt, Bracket<T>* brac
 template <typename T>
 bool Selection<T>::everything(std::vector<Key<T>>& keys) const {
   bool is_clean = true;
-  keys.reserve(n);
+  keys.resize(n);
+  Key<T>* next = keys.data();
   for (const auto& piece : pieces_) {
     for (int64_t i = 0; i < piece.size; ++i) {
-      keys.push_back(score_key(piece.scores[i]));
-      is_clean &= !is_nan_key<T>(keys.back());
+      next[i] = score_key(piece.scores[i]);
+      is_clean &= !is_nan_key<T>(next[i]);
     }
+    next += piece.size;
   }
   return is_clean;
 }
 
-// The bracket that a sample of 2^m scores says holds the k-th largest, wrong in one of 2,000 cases. The scores are cut
+// The bracket that a sample of 2^m scores says holds the k-th largest, wrong in one of 400 cases. The scores are cut
 // into as many strata and one is taken out of each, at a hashed place: sorted scores are sampled better than shuffled
 // ones, periodic ones no worse.
 template <typename T>
-bool Selection<T>::sample(int64_t k, int64_t size, Bracket<T>* bracket) const {
-  constexpr int kHashBits = 20;  // size * n * 2^20 would need n < 2^30, n * 2^20 n < 2^43
+bool Selection<T>::sample(int64_t k, int size_bits, Bracket<T>* bracket) const {
+  constexpr int kHashBits = 20;  // n < 2^43
+  const int64_t size = int64_t{1} << size_bits;
   std::vector<Key<T>> keys(size);
   const Piece<T>* piece = pieces_.data();
   int64_t begin = 0;  // of the piece
   bool is_clean = true;
   for (int64_t i = 0; i < size; ++i) {
     const int64_t hash = static_cast<uint32_t>(i * 2654435761u) >> (32 - kHashBits);
-    const int64_t at = (i * n + (hash * n >> kHashBits)) / size;
+    const int64_t at = (i * n + (hash * n >> kHashBits)) >> size_bits;
     while (at >= begin + piece->size) begin += piece++->size;
     keys[i] = score_key(piece->scores[at - begin]);
     is_clean &= !is_nan_key<T>(keys[i]);
   }
   if (!is_clean) return false;
   const double share = static_cast<double>(k) / n, middle = share * size;
-  const double deviation = 3.5 * std::sqrt(middle * (1 - share)) + 1;
+  const double deviation = 3.0 * std::sqrt(middle * (1 - share)) + 1;
   const auto from_top = static_cast<int64_t>(middle - deviation), to_top = static_cast<int64_t>(middle + deviation) + 1;
   if (from_top >= 1) bracket->hi = loops_.select(keys.data(), size, from_top);
   if (to_top <= size) bracket->lo = loops_.select(keys.data(), size, to_top);
@@ -273,12 +274,15 @@ bool Selection<T>::pass(Bracket<T> bracket) {
 // The k-th largest inside the bracket: the same problem again on what is left of it.
 template <typename T>
 Key<T> Selection<T>::select_inside(int64_t k) const {
-  std::vector<T> inside;
-  inside.reserve(total_.inside);
-  for (const auto& piece : pieces_) inside.insert(inside.end(), piece.inside.begin(), piece.inside.end());
-  const T* const scores = inside.data();
-  Selection<T> rest(1, &scores, nullptr, &total_.inside, 1);
-  if (total_.inside > n / 2) {  // a sample of these scores shows nothing: count instead, at most 64 times
+  std::vector<const T*> lists;
+  std::vector<int64_t> sizes;
+  for (const auto& piece : pieces_) {
+    lists.push_back(piece.inside.data());
+    sizes.push_back(piece.counts.inside);
+  }
+  Selection<T> rest(lists.size(), lists.data(), nullptr, sizes.data(), 1);
+  // Of scores that a bracket has hardly thinned out, a sample shows nothing; counting ends after 64 rounds at most.
+  if (rest.n <= kAtOnce || rest.n > n / 2) {
     std::vector<Key<T>> keys;
     rest.everything(keys);
     return loops_.select(keys.data(), rest.n, k);
@@ -288,14 +292,23 @@ Key<T> Selection<T>::select_inside(int64_t k) const {
   return threshold.key;
 }
 
+// How many scores inside the bracket are above the key.
+template <typename T>
+int64_t Selection<T>::count_above(Key<T> key) const {
+  int64_t n_above = 0;
+  for (const auto& piece : pieces_) {
+    for (T x : piece.inside) n_above += score_key(x) > key;
+  }
+  return n_above;
+}
+
 template <typename T>
 int64_t count_equal(const Piece<T>& piece, Threshold<T> threshold) {
-  switch (threshold.at) {
-    case At::kHi: return piece.counts.from_hi - piece.counts.above_hi;
-    case At::kLo: return piece.counts.from_lo - piece.counts.above_lo;
-    default: break;
-  }
-  return std::count_if(piece.inside.begin(), piece.inside.end(), [&](T x) { return score_key(x) == threshold.key; });
+  if (threshold.at == At::kHi) return piece.counts.from_hi - piece.counts.above_hi;
+  if (threshold.at == At::kLo) return piece.counts.from_lo - piece.counts.above_lo;
+  int64_t n_equal = 0;
+  for (T x : piece.inside) n_equal += score_key(x) == threshold.key;
+  return n_equal;
 }
 
 template <typename T>
@@ -329,7 +342,9 @@ template <typename T>
 void Selection<T>::finish_inside(Piece<T>& piece, Threshold<T> threshold, int64_t n_kept) const {
   for (size_t j = 0; j < piece.inside.size(); ++j) {
     const Key<T> key = score_key(piece.inside[j]);
-    if (key > threshold.key || (key == threshold.key && n_kept-- > 0)) piece.mask[piece.position[j]] = 1;
+    bool is_kept = key > threshold.key;  // as likely as not: stored without a branch
+    if (key == threshold.key) is_kept = n_kept-- > 0;
+    piece.mask[piece.position[j]] = is_kept;
   }
 }
 

@@ -161,6 +161,43 @@ void write_loop(const T* scores, int64_t n, Key<T> threshold, bool or_equal, uin
   for (int64_t i = 0; i < n; ++i) mask[i] = score_key(scores[i]) >= from;
 }
 
+// How many of n keys, fewer than 2^31, are at least `bound`.
+template <typename K>
+int64_t count_at_least(const K* keys, int64_t n, K bound) {
+  constexpr int W = kRegisterBytes / sizeof(K);
+  using V = Vec<K, W>;
+  const V at = V::broadcast(bound);
+  V counts[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W) {
+    for (int j = 0; j < 4; ++j) counts[j].v -= V::load(keys + i + j * W).v >= at.v;
+  }
+  counts[0].v += counts[1].v + counts[2].v + counts[3].v;
+  int64_t count = 0;
+  for (int j = 0; j < W; ++j) count += counts[0].v[j];
+  for (; i < n; ++i) count += keys[i] >= bound;
+  return count;
+}
+
+// The least of the keys that are at least `bound`. (GCC 12 leaves this loop scalar where it is written plainly.)
+template <typename K>
+K least_from(const K* keys, int64_t n, K bound) {
+  constexpr int W = kRegisterBytes / sizeof(K);
+  using V = Vec<K, W>;
+  const V at = V::broadcast(bound), most = V::broadcast(std::numeric_limits<K>::max());
+  V least = most;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const V key = V::load(keys + i);
+    const V from = select(key.v >= at.v, key, most);
+    least = select(from < least, from, least);
+  }
+  K result = std::numeric_limits<K>::max();
+  for (int j = 0; j < W; ++j) result = least.v[j] < result ? least.v[j] : result;
+  for (; i < n; ++i) result = keys[i] >= bound && keys[i] < result ? keys[i] : result;
+  return result;
+}
+
 // Halves the range of keys until one key, or k of them, are left: some log2(n) counts of the array at a vector's
 // speed. For 512 keys 0.6 us, where std::nth_element takes 4 us.
 template <typename K>
@@ -173,21 +210,10 @@ K select_loop(const K* keys, int64_t n, int64_t k) {
   }
   while (low < high) {
     const K middle = static_cast<K>(U(low) + (U(high) - U(low) + 1) / 2);  // in (low, high]
-    int64_t count = 0;
-    for (int64_t at = 0; at < n; at += 4096) {
-      K in_part = 0;
-      for (int64_t i = at; i < (n - at < 4096 ? n : at + 4096); ++i) in_part += keys[i] >= middle;
-      count += in_part;
-    }
-    if (count == k) {
-      for (int64_t i = 0; i < n; ++i) high = keys[i] >= middle && keys[i] < high ? keys[i] : high;
-      return high;
-    }
-    if (count > k) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
+    const int64_t count = count_at_least(keys, n, middle);
+    if (count == k) return least_from(keys, n, middle);
+    low = count > k ? middle : low;
+    high = count > k ? high : middle - 1;
   }
   return low;
 }
