@@ -75,7 +75,7 @@ def _check(scores: Tensor, ties: str, hint: Tensor | None) -> None:
         raise ValueError("scores: expected shape [..., n], got a 0-dimensional tensor")
     _check_ties(ties)
     if hint is not None:
-        _check_hint(hint, scores, scores.shape[:-1])
+        _check_hint(hint, scores, _row_shape(scores))
 
 
 def _check_list(scores: Sequence[Tensor], ties: str, hint: Tensor | None) -> None:
@@ -86,6 +86,11 @@ def _check_list(scores: Sequence[Tensor], ties: str, hint: Tensor | None) -> Non
     _check_ties(ties)
     if hint is not None:
         _check_hint(hint, scores[0], ())
+
+
+def _row_shape(scores: Tensor) -> Sequence[int]:
+    """``[...]`` of ``[..., n]``; slicing a torch.Size costs 0.7 us with what follows."""
+    return () if scores.dim() == 1 else scores.shape[:-1]
 
 
 def _check_ties(ties: str) -> None:
@@ -190,14 +195,14 @@ def _register(register, run_rows, run_list) -> None:
 
     def mask_and_threshold(scores, keep, *, ties="index", hint=None):
         _check(scores, ties, hint)
-        mask, threshold = _empty_mask(scores), scores.new_empty(scores.shape[:-1])
+        mask, threshold = _empty_mask(scores), scores.new_empty(_row_shape(scores))
         run_rows(scores, keep, ties, hint, mask, threshold)
         return mask, threshold
 
     def into(scores, keep, *, ties="index", hint=None, out):
         _check(scores, ties, hint)
         _check_out(out, scores)
-        threshold = scores.new_empty(scores.shape[:-1])
+        threshold = scores.new_empty(_row_shape(scores))
         run_rows(scores, keep, ties, hint, out, threshold)
         return threshold
 
@@ -235,7 +240,7 @@ def _kth_largest_cpu(scores: Tensor, k: int, *, hint: Tensor | None = None) -> T
     n_rows, n = _rows(scores)
     if not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= {n} (the last dimension of scores), got {k}")
-    scores, values, dtype = scores.contiguous(), scores.new_empty(scores.shape[:-1]), scores.dtype
+    scores, values, dtype = scores.contiguous(), scores.new_empty(_row_shape(scores)), scores.dtype
     hint, at_hint = (None, 0) if hint is None else _pointer_in(dtype, hint)
     if not _KTH[dtype](scores.data_ptr(), values.data_ptr(), n_rows, n, k, torch.get_num_threads(), at_hint):
         _raise_nan()
@@ -249,7 +254,7 @@ def _kth_largest_cuda(scores: Tensor, k: int, *, hint: Tensor | None = None) -> 
 
 def _kth_largest_fake(scores, k, *, hint=None):
     _check(scores, "index", hint)
-    return scores.new_empty(scores.shape[:-1])
+    return scores.new_empty(_row_shape(scores))
 
 
 def _on_device(device: str):
@@ -342,7 +347,7 @@ def topk_mask(
     if ties != "index":
         options["ties"] = ties
     if hint is not None:
-        options["hint"] = _hint_tensor(hint, scores, scores.shape[:-1])
+        options["hint"] = _hint_tensor(hint, scores, _row_shape(scores))
     if out is not None:
         check_tensor("out", out)
         threshold = _OPS.topk_mask.into(scores, keep, **options, out=out)
@@ -401,4 +406,4 @@ def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -
     scores = _without_gradient(scores)
     if hint is None:
         return _OPS.kth_largest.default(scores, k)
-    return _OPS.kth_largest.default(scores, k, hint=_hint_tensor(hint, scores, scores.shape[:-1]))
+    return _OPS.kth_largest.default(scores, k, hint=_hint_tensor(hint, scores, _row_shape(scores)))

@@ -74,6 +74,8 @@ struct TopkLoops {
   BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, uint8_t* mask, T* inside, uint32_t* position);
   // mask[i] = scores[i] > threshold, or >= with or_equal.
   void (*write)(const T* scores, int64_t n, K threshold, bool or_equal, uint8_t* mask);
+  // Keys of n scores; false: one is NaN.
+  bool (*keys)(const T* scores, int64_t n, K* keys);
   // The k-th largest of n keys.
   K (*select)(const K* keys, int64_t n, int64_t k);
 };

@@ -11,6 +11,9 @@ namespace pns {
 namespace {
 
 constexpr int kBlock = 64;
+// Bytes prefetched ahead: 47 ms instead of 58 ms a core for 10^8 floats; 4 KB ahead are 49 ms. Stores past the caches
+// are slower: 53 ms, and 2.8 ms instead of 2.2 ms for 10^7.
+constexpr int kAhead = 2048;
 
 // Scores as lanes that can be compared: floats as they are, half precision by its 16-bit keys.
 template <typename T, int W>
@@ -128,6 +131,12 @@ template <typename T>
   } while (__builtin_expect(bits != 0, 0));
 }
 
+template <typename K>
+inline K larger_magnitude(K largest, K key) {
+  const K magnitude = key < 0 ? -key : key;
+  return magnitude > largest ? magnitude : largest;
+}
+
 template <typename T>
 BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
                          uint32_t* position) {
@@ -143,7 +152,13 @@ BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8
     c.inside += __builtin_popcountll(b.inside & valid);
   };
   int64_t at = 0;
-  for (; at + kBlock <= n; at += kBlock) take(scores + at, at, ~uint64_t{0}, mask == nullptr ? nullptr : mask + at);
+  for (; at + kBlock <= n; at += kBlock) {
+    const auto ahead = reinterpret_cast<uintptr_t>(scores + at) + kAhead;  // may lie behind the array
+    for (size_t line = 0; line < kBlock * sizeof(T); line += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(ahead + line));
+    }
+    take(scores + at, at, ~uint64_t{0}, mask == nullptr ? nullptr : mask + at);
+  }
   if (at < n) {
     T block[kBlock] = {};
     uint8_t block_mask[kBlock];
@@ -151,7 +166,11 @@ BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8
     take(block, at, (uint64_t{1} << (n - at)) - 1, block_mask);
     if (mask != nullptr) std::memcpy(mask + at, block_mask, n - at);
   }
-  for (int64_t i = 0; i < c.inside; ++i) c.has_nan |= is_nan_key<T>(score_key(inside[i]));
+  Key<T> largest = 0;  // in magnitude; every NaN is inside
+  for (int64_t i = 0; i < c.inside; ++i) {
+    largest = larger_magnitude(largest, score_key(inside[i]));
+  }
+  c.has_nan = largest > KeyOf<T>::kInfinity;
   return c;
 }
 
@@ -159,6 +178,16 @@ template <typename T>
 void write_loop(const T* scores, int64_t n, Key<T> threshold, bool or_equal, uint8_t* mask) {
   const Key<T> from = threshold + !or_equal;  // the next key: no score lies between
   for (int64_t i = 0; i < n; ++i) mask[i] = score_key(scores[i]) >= from;
+}
+
+template <typename T>
+bool keys_loop(const T* scores, int64_t n, Key<T>* keys) {
+  Key<T> largest = 0;  // in magnitude
+  for (int64_t i = 0; i < n; ++i) {
+    keys[i] = score_key(scores[i]);
+    largest = larger_magnitude(largest, keys[i]);
+  }
+  return largest <= KeyOf<T>::kInfinity;
 }
 
 // How many of n keys, fewer than 2^31, are at least `bound`.
@@ -220,7 +249,7 @@ K select_loop(const K* keys, int64_t n, int64_t k) {
 
 template <typename T>
 constexpr TopkLoops<T> loops_of_this_level() {
-  return {split_loop<T>, write_loop<T>, select_loop<Key<T>>};
+  return {split_loop<T>, write_loop<T>, keys_loop<T>, select_loop<Key<T>>};
 }
 
 }  // namespace
