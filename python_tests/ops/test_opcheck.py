@@ -45,7 +45,11 @@ SAMPLES = {
     "topk_mask empty": ("topk_mask", (rand(0, 5), 2), {}),
     "topk_mask list": ("topk_mask.list", ([rand(3, 5), rand(0), rand(7)], 4), {}),
     "topk_mask list density": ("topk_mask.list", ([rand(4, 3).T, rand(2)], 0.5), {"ties": "legacy"}),
-    "topk_mask half hint": ("topk_mask", (rand(2, 9, dtype=torch.bfloat16), 3), {"hint": rand(2, dtype=torch.bfloat16)}),
+    "topk_mask half hint": (
+        "topk_mask",
+        (rand(2, 9, dtype=torch.bfloat16), 3),
+        {"hint": rand(2, dtype=torch.bfloat16)},
+    ),
     "topk_mask list hint": ("topk_mask.list", ([rand(4, 3), rand(2)], 5), {"hint": rand(1)[0]}),
     "topk_mask threshold": ("topk_mask.threshold", (rand(3, 5, dtype=F32), 2), {"hint": rand(3, dtype=F32)}),
     "topk_mask threshold f64": ("topk_mask.threshold", (rand(2, 3, 5), 2), {}),

@@ -286,7 +286,7 @@ def test_wrong_options(call):
     with pytest.raises(error, match=f"^{name}:"):
         ops.topk_mask(S, 3, **options)
     if name == "hint":
-        with pytest.raises(error, match="^hint:"):
+        with pytest.raises(error, match=r"^hint:"):
             ops.kth_largest(S, 3, **options)
 
 
