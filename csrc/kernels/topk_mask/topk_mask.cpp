@@ -201,8 +201,9 @@ bool Selection<T>::guess(int64_t k, const T* hint, int attempt, Bracket<T>* brac
   if (!sample(k, std::max(9, size_bits - 2), bracket)) return false;
   const Key<T> at = score_key(*hint), reach = bracket->hi / 16 - bracket->lo / 16;
   if (bracket->lo <= at && at <= bracket->hi) {
-    bracket->lo = std::max(bracket->lo, at - reach);
-    bracket->hi = std::min(bracket->hi, at + reach);
+    const Bracket<T> wide = *bracket;  // at +- reach may overflow outside of it
+    if (at > wide.lo + reach) bracket->lo = at - reach;
+    if (at < wide.hi - reach) bracket->hi = at + reach;
   }
   return true;
 }
