@@ -269,7 +269,8 @@ void Selection<T>::finish(Threshold<T> threshold) {
     threshold.n_equal_kept -= n_kept[i];
     if (n_kept[i] == n_equal) n_kept[i] = -1;  // all of them
   }
-  const int64_t work = threshold.at == At::kInside ? total_.inside : n;
+  // A list's entries are stored far apart: 2.5 ns each, where a score that is read costs 0.3 ns.
+  const int64_t work = threshold.at == At::kInside ? 8 * total_.inside : n;
   parallel_items(pieces_.size(), threads_for(work, n_threads_), [&](int64_t i, int) {
     Piece<T>& piece = pieces_[i];
     if (threshold.at == At::kInside) {

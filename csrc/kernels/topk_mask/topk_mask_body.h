@@ -1,5 +1,6 @@
 // The loops of topk_mask in blocks of 64 scores, one bit each. A comparison of W lanes gives W bits; lists are filled
-// from the bits, so one body serves every width (AVX-512's compress was no faster: a block has 0 to 3 entries inside).
+// from the bits, so one body serves every width. (AVX-512's compress, at work in every vector, was slower: 237 us
+// instead of 195 us for 10^6 floats with a hint, 295 us instead of 245 us without.)
 #pragma once
 
 #include <type_traits>
@@ -141,13 +142,13 @@ template <typename T>
 BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
                          uint32_t* position) {
   BracketCounts c{};
-  const auto take = [&](const T* block, int64_t at, uint64_t valid, uint8_t* block_mask) __attribute__((always_inline)) {
+  const auto take = [&](const T* block, int64_t at, uint64_t valid, uint8_t* bytes) __attribute__((always_inline)) {
     const BlockBits b = compare_block(block, lo, hi);
     c.above_hi += __builtin_popcountll(b.above_hi & valid);
     c.from_hi += __builtin_popcountll(b.from_hi & valid);
     c.above_lo += __builtin_popcountll(b.above_lo & valid);
     c.from_lo += __builtin_popcountll(b.from_lo & valid);
-    if (block_mask != nullptr) store_bits(b.from_hi, block_mask);
+    if (bytes != nullptr) store_bits(b.from_hi, bytes);
     append(b.inside & valid, block, static_cast<uint32_t>(at), inside + c.inside, position + c.inside);
     c.inside += __builtin_popcountll(b.inside & valid);
   };
@@ -161,10 +162,10 @@ BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8
   }
   if (at < n) {
     T block[kBlock] = {};
-    uint8_t block_mask[kBlock];
+    uint8_t bytes[kBlock];
     std::memcpy(block, scores + at, (n - at) * sizeof(T));
-    take(block, at, (uint64_t{1} << (n - at)) - 1, block_mask);
-    if (mask != nullptr) std::memcpy(mask + at, block_mask, n - at);
+    take(block, at, (uint64_t{1} << (n - at)) - 1, bytes);
+    if (mask != nullptr) std::memcpy(mask + at, bytes, n - at);
   }
   Key<T> largest = 0;  // in magnitude; every NaN is inside
   for (int64_t i = 0; i < c.inside; ++i) {
@@ -228,7 +229,7 @@ K least_from(const K* keys, int64_t n, K bound) {
 }
 
 // Halves the range of keys until one key, or k of them, are left: some log2(n) counts of the array at a vector's
-// speed. For 512 keys 0.6 us, where std::nth_element takes 4 us.
+// speed. 512 keys take 0.4 us, where std::nth_element takes 3.1 us; 8,192 take 7 us, where it takes 45 us.
 template <typename K>
 K select_loop(const K* keys, int64_t n, int64_t k) {
   using U = std::make_unsigned_t<K>;  // the distance of two keys may be too large for a K
