@@ -32,9 +32,9 @@ def mask_by_kthvalue(scores: Tensor, keep: int) -> Tensor:
     return _exactly(scores >= threshold, keep, scores, threshold)
 
 
-def mask_by_partition(scores: Tensor, keep: int) -> Tensor:
-    threshold = np.partition(scores.numpy(), len(scores) - keep)[len(scores) - keep]
-    return _exactly(scores >= threshold, keep, scores, threshold)
+def mask_by_partition(scores: Tensor, keep: int, out: Tensor | None = None) -> Tensor:
+    threshold = np.partition(scores.numpy(), len(scores) - keep)[len(scores) - keep].item()
+    return _exactly(torch.ge(scores, threshold, out=out), keep, scores, threshold)
 
 
 def mask_by_topk(scores: Tensor, keep: int) -> Tensor:

@@ -1,5 +1,7 @@
 // Denormals cost a hundred cycles each on x86 and appear as Adam's moments fade: threads of the trainer flush them to
-// zero while this lives. (torch's default keeps them; below 1.2e-38 the results differ.)
+// zero while this lives. (torch's default keeps them; below 1.2e-38 the results differ.) KeepDenormals is the opposite,
+// for comparisons that must agree with integer keys even after torch.set_flush_denormal(True). Threads started
+// meanwhile inherit either.
 #pragma once
 
 #ifdef PNS_X86
@@ -8,19 +10,29 @@
 
 namespace pns {
 
-class FlushDenormals {
- public:
+class DenormalMode {
+ protected:
 #ifdef PNS_X86
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ | DAZ
-  ~FlushDenormals() { _mm_setcsr(saved_); }
+  static constexpr unsigned kFlush = 0x8040;  // FTZ | DAZ
+  DenormalMode(unsigned set, unsigned clear) : saved_(_mm_getcsr()) { _mm_setcsr((saved_ | set) & ~clear); }
+  ~DenormalMode() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
 #else
-  FlushDenormals() {}
+  static constexpr unsigned kFlush = 0;
+  DenormalMode(unsigned, unsigned) {}
 #endif
-  FlushDenormals(const FlushDenormals&) = delete;
-  FlushDenormals& operator=(const FlushDenormals&) = delete;
+  DenormalMode(const DenormalMode&) = delete;
+  DenormalMode& operator=(const DenormalMode&) = delete;
+};
+
+struct FlushDenormals : DenormalMode {
+  FlushDenormals() : DenormalMode(kFlush, 0) {}
+};
+
+struct KeepDenormals : DenormalMode {
+  KeepDenormals() : DenormalMode(0, kFlush) {}
 };
 
 }  // namespace pns

@@ -16,6 +16,7 @@ namespace pns {
 namespace {
 
 template <int N> struct IntOfSize;
+template <> struct IntOfSize<2> { using type = int16_t; };
 template <> struct IntOfSize<4> { using type = int32_t; };
 template <> struct IntOfSize<8> { using type = int64_t; };
 

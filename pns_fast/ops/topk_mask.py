@@ -14,15 +14,29 @@ from ._library import (
     HALVES,
     check_same_device,
     check_same_dtype,
+    check_shape,
     check_tensor,
     library,
     pointer,
-    suffix,
 )
 
-library.define('topk_mask(Tensor scores, Scalar keep, *, str ties="index") -> Tensor')
-library.define('topk_mask.list(Tensor[] scores, Scalar keep, *, str ties="index") -> Tensor[]')
-library.define("kth_largest(Tensor scores, SymInt k) -> Tensor")
+_OPTIONS = 'Scalar keep, *, str ties="index", Tensor? hint=None'
+library.define(f"topk_mask(Tensor scores, {_OPTIONS}) -> Tensor")
+library.define(f"topk_mask.list(Tensor[] scores, {_OPTIONS}) -> Tensor[]")
+library.define(f"topk_mask.threshold(Tensor scores, {_OPTIONS}) -> (Tensor, Tensor)")
+library.define(f"topk_mask.list_threshold(Tensor[] scores, {_OPTIONS}) -> (Tensor[], Tensor)")
+# not named "out", since they return the threshold
+library.define(f"topk_mask.into(Tensor scores, {_OPTIONS}, Tensor(a!) out) -> Tensor")
+library.define(f"topk_mask.list_into(Tensor[] scores, {_OPTIONS}, Tensor(a!)[] out) -> Tensor")
+library.define("kth_largest(Tensor scores, SymInt k, *, Tensor? hint=None) -> Tensor")
+
+_OPS = torch.ops.pns_fast
+_DTYPES = (*FLOATS, *HALVES)
+_SUFFIXES = dict(zip(_DTYPES, ("f32", "f64", "f16", "bf16"), strict=True))
+_ROWS, _ARRAYS, _KTH = (
+    {dtype: getattr(_native.cpu, f"{name}_{suffix}") for dtype, suffix in _SUFFIXES.items()}
+    for name in ("topk_mask_rows", "topk_mask_arrays", "kth_largest")
+)
 
 
 def check_keep(keep) -> None:
@@ -55,141 +69,242 @@ def keep_count(keep: int | float, n: int) -> int:
     return min(n, max(0, math.ceil(keep * n - 1e-9)))  # 1e-9: 0.1 * 30 is 3.0000000000000004
 
 
-def _check(scores: Sequence[Tensor], ties: str) -> None:
+def _check(scores: Tensor, ties: str, hint: Tensor | None) -> None:
+    check_tensor("scores", scores, _DTYPES)
+    if scores.dim() == 0:
+        raise ValueError("scores: expected shape [..., n], got a 0-dimensional tensor")
+    _check_ties(ties)
+    if hint is not None:
+        _check_hint(hint, scores, _row_shape(scores))
+
+
+def _check_list(scores: Sequence[Tensor], ties: str, hint: Tensor | None) -> None:
     for s in scores:
-        check_tensor("scores", s, (*FLOATS, *HALVES))
+        check_tensor("scores", s, _DTYPES)
         check_same_device(scores=scores[0], **{"scores[i]": s})
         check_same_dtype(scores=scores[0], **{"scores[i]": s})
+    _check_ties(ties)
+    if hint is not None:
+        _check_hint(hint, scores[0], ())
+
+
+def _row_shape(scores: Tensor) -> Sequence[int]:
+    """``[...]`` of ``[..., n]``; slicing a torch.Size costs 0.7 us with what follows."""
+    return () if scores.dim() == 1 else scores.shape[:-1]
+
+
+def _check_ties(ties: str) -> None:
     if ties not in ("index", "legacy"):
         raise ValueError(f"ties: expected 'index' or 'legacy', got {ties!r}")
 
 
-def _ranked(scores: Tensor) -> Tensor:
-    """Contiguous, in a dtype the kernels rank; half precision widens exactly."""
-    return (scores.float() if scores.dtype in HALVES else scores).contiguous()
+def _check_hint(hint: Tensor, scores: Tensor, shape: Sequence[int]) -> None:
+    check_tensor("hint", hint, _DTYPES)
+    check_shape("hint", hint, shape, "one threshold a row; of a list, one")
+    check_same_device(scores=scores, hint=hint)
 
 
-def _raise_nan(is_clean: bool) -> None:
-    if not is_clean:
-        raise ValueError("scores: expected numbers that can be ranked, got NaN")
+def _check_out(out: Tensor, scores: Tensor) -> None:
+    check_tensor("out", out, (torch.bool,))
+    check_shape("out", out, scores.shape, "that of scores")
+    check_same_device(scores=scores, out=out)
+    if not out.is_contiguous():
+        raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
 
 
-def _row_shape(scores: Tensor) -> tuple[int, int]:
-    if scores.dim() == 0:
-        raise ValueError("scores: expected shape [..., n], got a 0-dimensional tensor")
-    n = scores.shape[-1]
-    return (scores.numel() // n if n > 0 else 0), n
+def _raise_nan() -> None:
+    raise ValueError("scores: expected numbers that can be ranked, got NaN")
 
 
-def _topk_mask_cpu(scores: Tensor, keep: int | float, *, ties: str = "index") -> Tensor:
-    _check([scores], ties)
-    n_rows, n = _row_shape(scores)
-    count, scores = keep_count(keep, n), _ranked(scores)
-    mask = torch.empty(scores.shape, dtype=torch.bool)
-    run = getattr(_native.cpu, f"topk_mask_rows_{suffix(scores.dtype)}")
-    legacy = ties == "legacy"
-    _raise_nan(run(pointer(scores), pointer(mask), n_rows, n, count, legacy, torch.get_num_threads()))
-    return mask
+def _rows(scores: Tensor) -> tuple[int, int]:
+    shape = scores.shape
+    return (1, shape[0]) if len(shape) == 1 else (shape[:-1].numel(), shape[-1])
 
 
-def _topk_mask_list_cpu(scores: Sequence[Tensor], keep: int | float, *, ties: str = "index") -> list[Tensor]:
-    _check(scores, ties)
+def _pointer_in(dtype: torch.dtype, hint: Tensor) -> tuple[Tensor, int]:
+    """The hint as the kernel reads it, and its address: the caller keeps the tensor alive."""
+    hint = hint.to(dtype).contiguous()
+    return hint, hint.data_ptr()
+
+
+def _run_rows(scores: Tensor, keep: int | float, ties: str, hint: Tensor | None, mask: Tensor, threshold) -> None:
+    scores, (n_rows, n), dtype = scores.contiguous(), _rows(scores), scores.dtype
+    hint, at_hint = (None, 0) if hint is None else _pointer_in(dtype, hint)
+    at_threshold = 0 if threshold is None else threshold.data_ptr()
+    where, count, legacy = (scores.data_ptr(), mask.data_ptr(), n_rows, n), keep_count(keep, n), ties == "legacy"
+    if not _ROWS[dtype](*where, count, legacy, torch.get_num_threads(), at_hint, at_threshold):
+        _raise_nan()
+
+
+def _run_list(scores, keep: int | float, ties: str, hint: Tensor | None, masks: Sequence[Tensor], threshold) -> None:
     count = keep_count(keep, sum(s.numel() for s in scores))
-    if not scores:
-        return []
-    ranked = [_ranked(s) for s in scores]
-    masks = [torch.empty(s.shape, dtype=torch.bool) for s in ranked]
-    run = getattr(_native.cpu, f"topk_mask_arrays_{suffix(ranked[0].dtype)}")
-    sizes, legacy = [s.numel() for s in ranked], ties == "legacy"
-    pointers = [pointer(s) for s in ranked], [pointer(m) for m in masks]
-    _raise_nan(run(*pointers, sizes, count, legacy, torch.get_num_threads()))
-    return masks
+    scores, dtype = [s.contiguous() for s in scores], scores[0].dtype
+    hint, at_hint = (None, 0) if hint is None else _pointer_in(dtype, hint)
+    where = [pointer(s) for s in scores], [pointer(m) for m in masks], [s.numel() for s in scores]
+    legacy, threads = ties == "legacy", torch.get_num_threads()
+    if not _ARRAYS[dtype](*where, count, legacy, threads, at_hint, pointer(threshold)):
+        _raise_nan()
 
 
-def _topk_mask_cuda(scores: Tensor, keep: int | float, *, ties: str = "index") -> Tensor:
-    _check([scores], ties)
-    n_rows, n = _row_shape(scores)
-    count, scores = keep_count(keep, n), _ranked(scores)
-    if scores.dtype != torch.float32:
+def _run_rows_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
+    """The hint is ignored: nothing of the CUDA kernel depends on the scores, so that it can be captured in a graph."""
+    if scores.dtype == torch.float64:
         raise TypeError("scores: expected float32, float16 or bfloat16 on CUDA, got float64")
+    ranked, (n_rows, n) = scores.float().contiguous(), _rows(scores)  # half precision widens exactly
+    count = keep_count(keep, n)
     module = _native.cuda()
-    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     workspace = torch.empty(module.topk_mask_workspace(n_rows, n), dtype=torch.uint8, device=scores.device)
     stream = torch.cuda.current_stream(scores.device).cuda_stream
-    module.topk_mask(
-        pointer(scores),
-        pointer(mask),
-        pointer(workspace),
-        n_rows,
-        n,
-        count,
-        ties == "legacy",
-        scores.device.index,
-        stream,
-    )
-    return mask
+    where = pointer(ranked), pointer(mask), pointer(workspace), n_rows, n
+    module.topk_mask(*where, count, ties == "legacy", scores.device.index, stream)
+    if threshold is not None:
+        threshold.copy_(_threshold_of(scores, mask, count, ties))
 
 
-def _topk_mask_list_cuda(scores: Sequence[Tensor], keep: int | float, *, ties: str = "index") -> list[Tensor]:
-    _check(scores, ties)
+def _threshold_of(scores: Tensor, mask: Tensor, count: int, ties: str) -> Tensor:
+    """The least score kept; of legacy ties, the largest one cut."""
+    if count == (scores.shape[-1] if ties == "legacy" else 0):
+        return scores.new_full(scores.shape[:-1], math.nan)
+    if ties == "legacy":
+        return scores.masked_fill(mask, -math.inf).amax(-1)
+    return scores.masked_fill(~mask, math.inf).amin(-1)
+
+
+def _run_list_cuda(scores, keep: int | float, ties: str, hint, masks: Sequence[Tensor], threshold) -> None:
     count = keep_count(keep, sum(s.numel() for s in scores))
-    if not scores:
-        return []
-    mask = _topk_mask_cuda(torch.cat([s.reshape(-1) for s in scores]), count, ties=ties)
-    return [m.reshape(s.shape).clone() for m, s in zip(mask.split([s.numel() for s in scores]), scores, strict=True)]
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    mask = _empty_mask(flat)
+    _run_rows_cuda(flat, count, ties, hint, mask, threshold)
+    for out, part in zip(masks, mask.split([s.numel() for s in scores]), strict=True):
+        out.copy_(part.reshape(out.shape))
 
 
-def _kth_largest_cpu(scores: Tensor, k: int) -> Tensor:
-    _check([scores], "index")
-    n_rows, n = _row_shape(scores)
+def _empty_mask(scores: Tensor) -> Tensor:
+    # 0.7 us, where torch.empty with a shape and a device takes 1.8
+    return torch.empty_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
+
+
+def _register(register, run_rows, run_list) -> None:
+    """The overloads of topk_mask, for a device or fake, around two runs that write masks and thresholds."""
+
+    def mask_only(scores, keep, *, ties="index", hint=None):
+        _check(scores, ties, hint)
+        mask = _empty_mask(scores)
+        run_rows(scores, keep, ties, hint, mask, None)
+        return mask
+
+    def mask_and_threshold(scores, keep, *, ties="index", hint=None):
+        _check(scores, ties, hint)
+        mask, threshold = _empty_mask(scores), scores.new_empty(_row_shape(scores))
+        run_rows(scores, keep, ties, hint, mask, threshold)
+        return mask, threshold
+
+    def into(scores, keep, *, ties="index", hint=None, out):
+        _check(scores, ties, hint)
+        _check_out(out, scores)
+        threshold = scores.new_empty(_row_shape(scores))
+        run_rows(scores, keep, ties, hint, out, threshold)
+        return threshold
+
+    def list_only(scores, keep, *, ties="index", hint=None):
+        return list_and_threshold(scores, keep, ties=ties, hint=hint)[0]
+
+    def list_and_threshold(scores, keep, *, ties="index", hint=None):
+        _check_list(scores, ties, hint)
+        masks, threshold = [_empty_mask(s) for s in scores], scores[0].new_full((), math.nan)
+        run_list(scores, keep, ties, hint, masks, threshold)
+        return masks, threshold
+
+    def list_into(scores, keep, *, ties="index", hint=None, out):
+        _check_list(scores, ties, hint)
+        if len(out) != len(scores):
+            raise ValueError(f"out: expected {len(scores)} tensors, one for each of scores, got {len(out)}")
+        for o, s in zip(out, scores, strict=True):
+            _check_out(o, s)
+        threshold = scores[0].new_full((), math.nan)
+        run_list(scores, keep, ties, hint, out, threshold)
+        return threshold
+
+    overloads = {"": mask_only, ".list": list_only, ".threshold": mask_and_threshold, ".into": into}
+    overloads |= {".list_threshold": list_and_threshold, ".list_into": list_into}
+    for name, implementation in overloads.items():
+        register(f"topk_mask{name}", implementation)
+
+
+def _nothing(*arguments) -> None:
+    """The run of the fake overloads: shapes and dtypes are all there is."""
+
+
+def _kth_largest_cpu(scores: Tensor, k: int, *, hint: Tensor | None = None) -> Tensor:
+    _check(scores, "index", hint)
+    n_rows, n = _rows(scores)
     if not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= {n} (the last dimension of scores), got {k}")
-    ranked = _ranked(scores)
-    values = torch.empty(scores.shape[:-1], dtype=ranked.dtype)
-    run = getattr(_native.cpu, f"kth_largest_{suffix(ranked.dtype)}")
-    _raise_nan(run(pointer(ranked), pointer(values), n_rows, n, k, torch.get_num_threads()))
-    return values.to(scores.dtype)
+    scores, values, dtype = scores.contiguous(), scores.new_empty(_row_shape(scores)), scores.dtype
+    hint, at_hint = (None, 0) if hint is None else _pointer_in(dtype, hint)
+    if not _KTH[dtype](scores.data_ptr(), values.data_ptr(), n_rows, n, k, torch.get_num_threads(), at_hint):
+        _raise_nan()
+    return values
 
 
-def _kth_largest_cuda(scores: Tensor, k: int) -> Tensor:
-    _check([scores], "index")
+def _kth_largest_cuda(scores: Tensor, k: int, *, hint: Tensor | None = None) -> Tensor:
+    _check(scores, "index", hint)
     return scores.topk(k, dim=-1, sorted=True).values[..., -1]
 
 
-library.impl("topk_mask", _topk_mask_cpu, "CPU")
-library.impl("topk_mask.list", _topk_mask_list_cpu, "CPU")
-library.impl("topk_mask", _topk_mask_cuda, "CUDA")
-library.impl("topk_mask.list", _topk_mask_list_cuda, "CUDA")
+def _kth_largest_fake(scores, k, *, hint=None):
+    _check(scores, "index", hint)
+    return scores.new_empty(_row_shape(scores))
+
+
+def _on_device(device: str):
+    return lambda name, implementation: library.impl(name, implementation, device)
+
+
+def _as_fake(name: str, implementation) -> None:
+    torch.library.register_fake(f"pns_fast::{name}", implementation, lib=library)
+
+
+_register(_on_device("CPU"), _run_rows, _run_list)
+_register(_on_device("CUDA"), _run_rows_cuda, _run_list_cuda)
+_register(_as_fake, _nothing, _nothing)
 library.impl("kth_largest", _kth_largest_cpu, "CPU")
 library.impl("kth_largest", _kth_largest_cuda, "CUDA")
+_as_fake("kth_largest", _kth_largest_fake)
 
 
-@torch.library.register_fake("pns_fast::topk_mask", lib=library)
-def _(scores, keep, *, ties="index"):
-    _check([scores], ties)
-    _row_shape(scores)
-    return torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+def _without_gradient(scores: Tensor) -> Tensor:
+    return scores.detach() if scores.requires_grad else scores
 
 
-@torch.library.register_fake("pns_fast::topk_mask.list", lib=library)
-def _(scores, keep, *, ties="index"):
-    _check(scores, ties)
-    return [torch.empty(s.shape, dtype=torch.bool, device=s.device) for s in scores]
+def _hint_tensor(hint, scores: Tensor, shape: Sequence[int]) -> Tensor | None:
+    if hint is None or isinstance(hint, Tensor):
+        return None if hint is None else _without_gradient(hint)
+    if isinstance(hint, bool) or not isinstance(hint, (int, float)):
+        raise TypeError(f"hint: expected a float, a tensor or None, got {type(hint).__name__}")
+    return scores.new_full(shape, hint)
 
 
-@torch.library.register_fake("pns_fast::kth_largest", lib=library)
-def _(scores, k):
-    _check([scores], "index")
-    return scores.new_empty(scores.shape[:-1])
+def _refuse_nan_on_cuda(scores: Tensor) -> None:
+    if scores.is_cuda and bool(scores.isnan().any()):
+        _raise_nan()
 
 
 def topk_mask(
-    scores: Tensor | Sequence[Tensor], keep: int | float, *, ties: str = "index", check: bool = False
-) -> Tensor | list[Tensor]:
+    scores: Tensor | Sequence[Tensor],
+    keep: int | float,
+    *,
+    ties: str = "index",
+    hint: float | Tensor | None = None,
+    return_threshold: bool = False,
+    out: Tensor | Sequence[Tensor] | None = None,
+    check: bool = False,
+):
     """The mask of the ``keep`` largest scores, exactly.
 
     ``mask = rank(scores) < keep``, ties to the lowest index. Replaces ``kthvalue`` + comparison, which keeps a wrong
-    number where scores tie (SynFlow's zeros, equal magnitudes).
+    number where scores tie (SynFlow's zeros, equal magnitudes). Where scores change little from call to call, each
+    threshold is a good hint for the next: ``mask, t = topk_mask(s, keep, hint=t, return_threshold=True)``.
 
     Args:
         scores: float32, float64, float16 or bfloat16 (CUDA: not float64). A tensor ``[..., n]``: each row on its own.
@@ -197,11 +312,18 @@ def topk_mask(
         keep: an int is a count in [0, n]; a float in [0, 1] a density, of which ``ceil(density * n)`` are kept.
         ties: "index", or "legacy" for the rule "score <= k-th smallest is cut" of SynFlow-style code, which drops all
             ties at the threshold and so may keep fewer.
+        hint: where the threshold is thought to be: a number, or a tensor ``[...]``, one a row (a list: 0-dimensional).
+            Changes the time a call takes, never its result; NaN is no hint. CUDA ignores it.
+        return_threshold: also return the threshold, ``[...]`` in the dtype of ``scores`` (a list: 0-dimensional): the
+            least score kept; with "legacy" the largest one cut; NaN where there is none.
+        out: contiguous bool tensor(s) shaped as ``scores`` to write the mask to, which is then what is returned: a
+            fresh mask of 100 MB costs more than the selection.
         check: CUDA only: look for NaN, which synchronises. Without it NaN ranks lowest there; on the CPU it is
             always refused.
 
     Returns:
-        A bool tensor of the shape of ``scores``, or a list of them. Not differentiable; see :func:`supermask`.
+        A bool tensor of the shape of ``scores``, or a list of them; with ``return_threshold`` the pair
+        ``(mask, threshold)``. Not differentiable; see :func:`supermask`.
 
     Raises:
         TypeError, ValueError: naming the argument; a NaN score is a ValueError.
@@ -211,31 +333,60 @@ def topk_mask(
     Example:
         >>> topk_mask(torch.tensor([0.1, 3.0, 0.2, 0.2]), 2)
         tensor([False,  True,  True, False])
+        >>> topk_mask(torch.tensor([0.1, 3.0, 0.2, 0.2]), 2, hint=0.25, return_threshold=True)[1]
+        tensor(0.2000)
     """
     check_keep(keep)
-    if isinstance(scores, Tensor):
-        check_tensor("scores", scores)
-        if check and scores.is_cuda:
-            _raise_nan(not bool(scores.isnan().any()))
-        return torch.ops.pns_fast.topk_mask(scores.detach(), keep, ties=ties)
+    if not isinstance(scores, Tensor):
+        return _topk_mask_of_list(scores, keep, ties, hint, return_threshold, out, check)
+    check_tensor("scores", scores)
+    if check:
+        _refuse_nan_on_cuda(scores)
+    scores = _without_gradient(scores)
+    options = {}  # a keyword argument of an op costs 0.4 us
+    if ties != "index":
+        options["ties"] = ties
+    if hint is not None:
+        options["hint"] = _hint_tensor(hint, scores, _row_shape(scores))
+    if out is not None:
+        check_tensor("out", out)
+        threshold = _OPS.topk_mask.into(scores, keep, **options, out=out)
+        return (out, threshold) if return_threshold else out
+    overload = _OPS.topk_mask.threshold if return_threshold else _OPS.topk_mask.default
+    return overload(scores, keep, **options)
+
+
+def _topk_mask_of_list(scores, keep, ties, hint, return_threshold, out, check):
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise TypeError(f"scores: expected a tensor or a list of tensors, got {type(scores).__name__}")
     for s in scores:
         check_tensor("scores", s)
-        if check and s.is_cuda:
-            _raise_nan(not bool(s.isnan().any()))
-    if not scores:
+        if check:
+            _refuse_nan_on_cuda(s)
+    if out is not None and not isinstance(out, Sequence):
+        raise TypeError(f"out: expected a list of tensors, as scores is, got {type(out).__name__}")
+    for o in out or ():
+        check_tensor("out", o)
+    if not scores:  # nothing that says on which device
+        _check_list(scores, ties, None)
         keep_count(keep, 0)
-        return []
-    return torch.ops.pns_fast.topk_mask.list([s.detach() for s in scores], keep, ties=ties)
+        return ([], torch.tensor(math.nan)) if return_threshold else []
+    scores = [_without_gradient(s) for s in scores]
+    options = {"ties": ties, "hint": _hint_tensor(hint, scores[0], ())}
+    if out is None:
+        masks, threshold = _OPS.topk_mask.list_threshold(scores, keep, **options)
+        return (masks, threshold) if return_threshold else masks
+    threshold = _OPS.topk_mask.list_into(scores, keep, **options, out=list(out))
+    return (out, threshold) if return_threshold else out
 
 
-def kth_largest(scores: Tensor, k: int) -> Tensor:
+def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -> Tensor:
     """The k-th largest score of each row: ``sort(scores, descending)[..., k - 1]``.
 
     Args:
         scores: float32, float64, float16 or bfloat16 ``[..., n]``.
         k: 1 for the largest, n for the smallest.
+        hint: where it is thought to be, as in :func:`topk_mask`.
 
     Returns:
         ``[...]`` of the dtype of ``scores``. Not differentiable.
@@ -252,4 +403,7 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
     check_tensor("scores", scores)
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k: expected an int, got {type(k).__name__}")
-    return torch.ops.pns_fast.kth_largest(scores.detach(), k)
+    scores = _without_gradient(scores)
+    if hint is None:
+        return _OPS.kth_largest.default(scores, k)
+    return _OPS.kth_largest.default(scores, k, hint=_hint_tensor(hint, scores, _row_shape(scores)))

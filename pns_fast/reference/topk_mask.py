@@ -16,22 +16,42 @@ def keep_count(keep: int | float, n: int) -> int:
     return max(0, math.ceil(keep * n - 1e-9))
 
 
-def topk_mask(scores: Tensor | Sequence[Tensor], keep: int | float, *, ties: str = "index") -> Tensor | list[Tensor]:
-    """See :func:`pns_fast.ops.topk_mask`."""
+def topk_mask(
+    scores: Tensor | Sequence[Tensor],
+    keep: int | float,
+    *,
+    ties: str = "index",
+    hint: float | Tensor | None = None,
+    return_threshold: bool = False,
+    out: Tensor | Sequence[Tensor] | None = None,
+):
+    """See :func:`pns_fast.ops.topk_mask`; a hint changes nothing."""
     if not isinstance(scores, Tensor):
         flat = torch.cat([s.reshape(-1) for s in scores])
-        mask = topk_mask(flat, keep, ties=ties)
-        return [m.reshape(s.shape) for m, s in zip(mask.split([s.numel() for s in scores]), scores, strict=True)]
+        mask, threshold = topk_mask(flat, keep, ties=ties, return_threshold=True)
+        mask = [m.reshape(s.shape) for m, s in zip(mask.split([s.numel() for s in scores]), scores, strict=True)]
+    else:
+        mask, threshold = _mask_and_threshold(scores, keep_count(keep, scores.shape[-1]), ties)
+    if out is not None:
+        for o, m in zip([out], [mask], strict=True) if isinstance(out, Tensor) else zip(out, mask, strict=True):
+            o.copy_(m)
+        mask = out
+    return (mask, threshold) if return_threshold else mask
+
+
+def _mask_and_threshold(scores: Tensor, k: int, ties: str) -> tuple[Tensor, Tensor]:
     n = scores.shape[-1]
-    k = keep_count(keep, n)
+    none = scores.new_full(scores.shape[:-1], math.nan)
     if ties == "legacy":  # "score <= the k-th smallest is cut": ties at the threshold all go
         if k == n:
-            return torch.ones_like(scores, dtype=torch.bool)
-        return scores > scores.kthvalue(n - k, dim=-1, keepdim=True).values
+            return torch.ones_like(scores, dtype=torch.bool), none
+        threshold = scores.kthvalue(n - k, dim=-1).values
+        return scores > threshold[..., None], threshold
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :k], True)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :k], True)
+    return mask, kth_largest(scores, k) if k > 0 else none
 
 
-def kth_largest(scores: Tensor, k: int) -> Tensor:
+def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -> Tensor:
     """See :func:`pns_fast.ops.kth_largest`."""
     return scores.sort(dim=-1, descending=True).values[..., k - 1]

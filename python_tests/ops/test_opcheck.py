@@ -45,6 +45,23 @@ SAMPLES = {
     "topk_mask empty": ("topk_mask", (rand(0, 5), 2), {}),
     "topk_mask list": ("topk_mask.list", ([rand(3, 5), rand(0), rand(7)], 4), {}),
     "topk_mask list density": ("topk_mask.list", ([rand(4, 3).T, rand(2)], 0.5), {"ties": "legacy"}),
+    "topk_mask half hint": (
+        "topk_mask",
+        (rand(2, 9, dtype=torch.bfloat16), 3),
+        {"hint": rand(2, dtype=torch.bfloat16)},
+    ),
+    "topk_mask list hint": ("topk_mask.list", ([rand(4, 3), rand(2)], 5), {"hint": rand(1)[0]}),
+    "topk_mask threshold": ("topk_mask.threshold", (rand(3, 5, dtype=F32), 2), {"hint": rand(3, dtype=F32)}),
+    "topk_mask threshold f64": ("topk_mask.threshold", (rand(2, 3, 5), 2), {}),
+    "topk_mask threshold f16": ("topk_mask.threshold", (rand(7, dtype=torch.float16), 0.5), {"ties": "legacy"}),
+    "topk_mask threshold bf16": ("topk_mask.threshold", (rand(7, dtype=torch.bfloat16), 0.5), {}),
+    "topk_mask list threshold": ("topk_mask.list_threshold", ([rand(3, 5), rand(0), rand(7)], 4), {}),
+    "topk_mask list threshold bf16": ("topk_mask.list_threshold", ([rand(9, dtype=torch.bfloat16)], 4), {}),
+    "topk_mask into": ("topk_mask.into", (rand(3, 5), 2), {"out": on(3, 5), "hint": rand(3)}),
+    "topk_mask into f32": ("topk_mask.into", (rand(5, dtype=F32), 0.4), {"out": on(5), "ties": "legacy"}),
+    "topk_mask into f16": ("topk_mask.into", (rand(5, dtype=torch.float16), 2), {"out": on(5)}),
+    "topk_mask list into": ("topk_mask.list_into", ([rand(3, 5), rand(7)], 4), {"out": [on(3, 5), on(7)]}),
+    "kth_largest hint": ("kth_largest", (rand(3, 5, dtype=F32), 2), {"hint": rand(3, dtype=F32)}),
     "kth_largest": ("kth_largest", (rand(3, 5), 2), {}),
     "kth_largest half": ("kth_largest", (rand(4, 2, 5, dtype=torch.bfloat16), 5), {}),
     "best_match": ("best_match", (rand(3, 5), on(3, 5), rand(6, 5)), {}),
@@ -121,7 +138,8 @@ def test_outputs_of_non_differentiable_ops_require_no_gradient(sample):
     name, arguments, options = SAMPLES[sample]
     result = overload(name)(*arguments, **options)
     results = result if isinstance(result, tuple | list) else [result]
-    assert not any(r.requires_grad for r in results)
+    leaves = [t for r in results for t in (r if isinstance(r, list) else [r])]
+    assert not any(t.requires_grad for t in leaves)
 
 
 WRONG_PRODUCTS = {

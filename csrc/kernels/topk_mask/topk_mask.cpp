@@ -1,5 +1,4 @@
-// The plain passes (the truth, and the baseline level) and the selection around them: a histogram of the scores' top
-// bits finds the bin of the threshold, the scores in that bin are collected, and quickselect ends it.
+// The plain loops (the truth, and the baseline level) and the entry points around selection.h.
 #include "kernels/topk_mask/topk_mask.h"
 
 #include <algorithm>
@@ -7,178 +6,158 @@
 #include <functional>
 #include <vector>
 
+#include "core/flush_denormals.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "core/simd_level.h"
-#include "kernels/topk_mask/score_key.h"
+#include "kernels/topk_mask/selection.h"
 
 namespace pns {
 namespace {
 
 template <typename T>
-bool histogram_baseline(const T* scores, int64_t n, int64_t* counts) {
-  bool is_clean = true;
+BracketCounts split_baseline(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
+                             uint32_t* position) {
+  BracketCounts c{};
   for (int64_t i = 0; i < n; ++i) {
-    is_clean &= scores[i] == scores[i];
-    ++counts[top_bits<T, kHistogramBits>(scores[i])];
+    const Key<T> key = score_key(scores[i]);
+    c.has_nan |= is_nan_key<T>(key);
+    c.above_hi += key > hi;
+    c.from_hi += key >= hi;
+    c.above_lo += key > lo;
+    c.from_lo += key >= lo;
+    if (mask != nullptr) mask[i] = key >= hi;
+    if (lo < key && key < hi) {
+      inside[c.inside] = scores[i];
+      position[c.inside++] = static_cast<uint32_t>(i);
+    }
   }
-  return is_clean;
+  return c;
 }
 
 template <typename T>
-int64_t collect_baseline(const T* scores, int64_t n, uint32_t bin, T* out) {
-  int64_t n_out = 0;
+void write_baseline(const T* scores, int64_t n, Key<T> threshold, bool or_equal, uint8_t* mask) {
+  for (int64_t i = 0; i < n; ++i) mask[i] = score_key(scores[i]) >= threshold + !or_equal;
+}
+
+template <typename T>
+bool keys_baseline(const T* scores, int64_t n, Key<T>* keys) {
+  bool has_nan = false;
   for (int64_t i = 0; i < n; ++i) {
-    if (top_bits<T, kHistogramBits>(scores[i]) == bin) out[n_out++] = scores[i];
+    keys[i] = score_key(scores[i]);
+    has_nan |= is_nan_key<T>(keys[i]);
   }
-  return n_out;
+  return !has_nan;
+}
+
+template <typename K>
+K select_baseline(const K* keys, int64_t n, int64_t k) {
+  std::vector<K> sorted(keys, keys + n);
+  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<K>());
+  return sorted[k - 1];
 }
 
 template <typename T>
-void write_baseline(const T* scores, int64_t n, T threshold, bool or_equal, uint8_t* mask) {
-  for (int64_t i = 0; i < n; ++i) mask[i] = scores[i] > threshold || (or_equal && scores[i] == threshold);
-}
-
-template <typename T>
-TopkPasses<T> passes() {
+TopkLoops<T> loops() {
 #ifdef PNS_X86
   switch (simd_level()) {
-    case SimdLevel::kAvx512: return topk_passes_avx512<T>();
-    case SimdLevel::kAvx2: return topk_passes_avx2<T>();
+    case SimdLevel::kAvx512: return topk_loops_avx512<T>();
+    case SimdLevel::kAvx2: return topk_loops_avx2<T>();
     default: break;
   }
 #endif
-  return {histogram_baseline<T>, collect_baseline<T>, write_baseline<T>};
+  return {split_baseline<T>, write_baseline<T>, keys_baseline<T>, select_baseline<Key<T>>};
 }
 
-constexpr int64_t kPieceSize = int64_t{1} << 16;  // 256 KB of float: a piece stays in L2 between passes
+template <typename T>
+T not_a_number() {
+  return from_key<T>(KeyOf<T>::kInfinity | KeyOf<T>::kInfinity >> 1);  // the quiet one
+}
 
 template <typename T>
-struct Piece {
-  const T* scores;
-  uint8_t* mask;
-  int64_t size;
-  std::vector<T> in_bin;
-};
-
-template <typename T>
-struct Threshold {
-  T value;
-  int64_t n_equal_kept;  // how many of the scores equal to `value` belong to the k largest
-};
-
-// The k-th largest over all pieces; 1 <= k <= n. False: a score is NaN. Leaves each piece's scores of that bin.
-template <typename T>
-bool find_threshold(std::vector<Piece<T>>& pieces, int64_t k, int n_threads, const TopkPasses<T>& pass,
-                    Threshold<T>* result) {
-  constexpr int kBins = 1 << kHistogramBits;
-  std::vector<int64_t> counts(static_cast<size_t>(n_threads) * kBins, 0);
-  std::atomic<bool> is_clean{true};
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int worker) {
-    if (!pass.histogram(pieces[i].scores, pieces[i].size, counts.data() + worker * kBins)) is_clean = false;
-  });
-  if (!is_clean) return false;
-  int bin = kBins;
-  int64_t left = k;  // of the k largest, how many lie in the bin or below
-  int64_t in_bin = 0;
-  while (true) {
-    --bin;
-    in_bin = 0;
-    for (int t = 0; t < n_threads; ++t) in_bin += counts[t * kBins + bin];
-    if (in_bin >= left) break;
-    left -= in_bin;
-  }
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int) {
-    Piece<T>& piece = pieces[i];
-    piece.in_bin.resize(piece.size);
-    piece.in_bin.resize(pass.collect(piece.scores, piece.size, bin, piece.in_bin.data()));
-  });
-  std::vector<T> candidates;
-  candidates.reserve(in_bin);
-  for (const auto& piece : pieces) candidates.insert(candidates.end(), piece.in_bin.begin(), piece.in_bin.end());
-  std::nth_element(candidates.begin(), candidates.begin() + (left - 1), candidates.end(), std::greater<T>());
-  result->value = candidates[left - 1];
-  const int64_t n_above = std::count_if(candidates.begin(), candidates.begin() + (left - 1),
-                                        [&](T x) { return x > result->value; });
-  result->n_equal_kept = left - n_above;
+bool kth_largest(const T* scores, int64_t n, int64_t k, int n_threads, const T* hint, T* value) {
+  const KeepDenormals keep_denormals;
+  Selection<T> selection(loops<T>(), 1, &scores, nullptr, &n, n_threads);
+  Threshold<T> threshold;
+  if (!selection.find(k, hint, &threshold)) return false;
+  *value = from_key<T>(threshold.key);
   return true;
 }
 
-template <typename T>
-void append_pieces(const T* scores, uint8_t* mask, int64_t n, std::vector<Piece<T>>& pieces) {
-  for (int64_t at = 0; at < n; at += kPieceSize) {
-    pieces.push_back({scores + at, mask == nullptr ? nullptr : mask + at, std::min(kPieceSize, n - at), {}});
-  }
+void advise_if_large(uint8_t* mask, int64_t n) {
+  constexpr int64_t kLarge = int64_t{4} << 20;  // bytes; less is likely to be memory in use already
+  if (n >= kLarge) advise_huge_pages(mask, n);
 }
 
-int threads_for(int64_t n, int n_threads) {
-  constexpr int64_t kPerThread = 200'000;  // about 0.2 ms of work: see parallel.h
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(n_threads, n / kPerThread)));
-}
-
-// Sets the first n_kept of the scores equal to `value`; the mask already holds those above it.
-template <typename T>
-void keep_first_equal(const Piece<T>& piece, T value, int64_t n_kept) {
-  for (int64_t i = 0; n_kept > 0; ++i) {
-    if (piece.scores[i] == value) {
-      piece.mask[i] = 1;
-      --n_kept;
-    }
+// f(row, n_threads) for every row, in parallel where there are many; false once one of them returned it.
+template <typename F>
+bool for_each_row(int64_t n_rows, int64_t n, int n_threads, F&& f) {
+  const int n_parallel = threads_for(n_rows * n, n_threads);
+  if (n_rows < 4 * n_parallel) {  // few rows: the threads share each of them, or some would wait for the last
+    int64_t r = 0;
+    while (r < n_rows && f(r, n_threads)) ++r;
+    return r == n_rows;
   }
+  std::atomic<bool> is_clean{true};
+  parallel_items(n_rows, n_parallel, [&](int64_t r, int) {
+    if (is_clean && !f(r, 1)) is_clean = false;
+  });
+  return is_clean;
 }
 
 }  // namespace
 
 template <typename T>
 bool topk_mask(const TopkMaskParams<T>& p) {
-  std::vector<Piece<T>> pieces;
-  int64_t n = 0;
-  for (int64_t a = 0; a < p.n_arrays; ++a) {
-    append_pieces(p.scores[a], p.masks[a], p.sizes[a], pieces);
-    n += p.sizes[a];
-  }
+  for (int64_t a = 0; a < p.n_arrays; ++a) advise_if_large(p.masks[a], p.sizes[a]);
+  const KeepDenormals keep_denormals;
+  Selection<T> selection(loops<T>(), p.n_arrays, p.scores, p.masks, p.sizes, p.n_threads);
+  const int64_t n = selection.n;
+  const bool legacy = p.ties == Ties::kLegacy, all = legacy && p.keep == n, none = !legacy && p.keep == 0;
+  if (p.threshold != nullptr) *p.threshold = not_a_number<T>();
   if (n == 0) return true;
-  const TopkPasses<T> pass = passes<T>();
-  const int n_threads = threads_for(n, p.n_threads);
-  const bool legacy = p.ties == Ties::kLegacy;
   // Legacy cuts at the (n - keep)-th smallest, which is the (keep + 1)-th largest.
   const int64_t k = std::max<int64_t>(1, legacy ? std::min(p.keep + 1, n) : p.keep);
   Threshold<T> threshold;
-  if (!find_threshold(pieces, k, n_threads, pass, &threshold)) return false;
-  const bool all = p.keep == n, none = p.keep == 0 && !legacy;
-
-  std::vector<int64_t> n_equal_kept(pieces.size(), 0);
-  for (size_t i = 0; i < pieces.size() && !legacy; ++i) {
-    const auto& in_bin = pieces[i].in_bin;
-    const int64_t n_equal = std::count(in_bin.begin(), in_bin.end(), threshold.value);
-    n_equal_kept[i] = std::min(n_equal, threshold.n_equal_kept);
-    threshold.n_equal_kept -= n_equal_kept[i];
-    if (n_equal_kept[i] == n_equal) n_equal_kept[i] = -1;  // all of them: one comparison does it
+  if (!selection.find(k, p.hint, &threshold)) return false;
+  if (all || none) {
+    for (int64_t a = 0; a < p.n_arrays; ++a) std::fill_n(p.masks[a], p.sizes[a], static_cast<uint8_t>(all));
+    return true;
   }
-  parallel_items(pieces.size(), n_threads, [&](int64_t i, int) {
-    const Piece<T>& piece = pieces[i];
-    if (all || none) {
-      std::fill(piece.mask, piece.mask + piece.size, static_cast<uint8_t>(all));
-      return;
-    }
-    pass.write(piece.scores, piece.size, threshold.value, n_equal_kept[i] < 0, piece.mask);
-    keep_first_equal(piece, threshold.value, n_equal_kept[i]);
-  });
+  if (legacy) threshold.n_equal_kept = 0;
+  selection.finish(threshold);
+  if (p.threshold != nullptr) *p.threshold = from_key<T>(threshold.key);
   return true;
 }
 
 template <typename T>
-bool kth_largest(const T* scores, int64_t n, int64_t k, int n_threads, T* value) {
-  std::vector<Piece<T>> pieces;
-  append_pieces<T>(scores, nullptr, n, pieces);
-  Threshold<T> threshold;
-  if (!find_threshold(pieces, k, threads_for(n, n_threads), passes<T>(), &threshold)) return false;
-  *value = threshold.value;
-  return true;
+bool topk_mask_rows(const TopkMaskRows<T>& p) {
+  advise_if_large(p.masks, p.n_rows * p.n);
+  return for_each_row(p.n_rows, p.n, p.n_threads, [&](int64_t r, int n_threads) {
+    const T* const scores = p.scores + r * p.n;
+    uint8_t* const mask = p.masks + r * p.n;
+    const T* const hint = p.hints == nullptr ? nullptr : p.hints + r;
+    T* const threshold = p.thresholds == nullptr ? nullptr : p.thresholds + r;
+    return topk_mask<T>({1, &scores, &mask, &p.n, p.keep, p.ties, n_threads, hint, threshold});
+  });
 }
 
-template bool topk_mask<float>(const TopkMaskParams<float>&);
-template bool topk_mask<double>(const TopkMaskParams<double>&);
-template bool kth_largest<float>(const float*, int64_t, int64_t, int, float*);
-template bool kth_largest<double>(const double*, int64_t, int64_t, int, double*);
+template <typename T>
+bool kth_largest_rows(const T* scores, int64_t n_rows, int64_t n, int64_t k, int n_threads, const T* hints,
+                      T* values) {
+  return for_each_row(n_rows, n, n_threads, [&](int64_t r, int n_row_threads) {
+    return kth_largest(scores + r * n, n, k, n_row_threads, hints == nullptr ? nullptr : hints + r, values + r);
+  });
+}
+
+#define PNS_INSTANTIATE(T)                                 \
+  template bool topk_mask<T>(const TopkMaskParams<T>&);    \
+  template bool topk_mask_rows<T>(const TopkMaskRows<T>&); \
+  template bool kth_largest_rows<T>(const T*, int64_t, int64_t, int64_t, int, const T*, T*);
+PNS_INSTANTIATE(float)
+PNS_INSTANTIATE(double)
+PNS_INSTANTIATE(Float16)
+PNS_INSTANTIATE(BFloat16)
+#undef PNS_INSTANTIATE
 
 }  // namespace pns

@@ -2,11 +2,9 @@
 
 namespace pns {
 
-template <> TopkPasses<float> topk_passes_avx2<float>() {
-  return {histogram_pass<float>, collect_pass<float>, write_pass<float>};
-}
-template <> TopkPasses<double> topk_passes_avx2<double>() {
-  return {histogram_pass<double>, collect_pass<double>, write_pass<double>};
-}
+template <> TopkLoops<float> topk_loops_avx2<float>() { return loops_of_this_level<float>(); }
+template <> TopkLoops<double> topk_loops_avx2<double>() { return loops_of_this_level<double>(); }
+template <> TopkLoops<Float16> topk_loops_avx2<Float16>() { return loops_of_this_level<Float16>(); }
+template <> TopkLoops<BFloat16> topk_loops_avx2<BFloat16>() { return loops_of_this_level<BFloat16>(); }
 
 }  // namespace pns
