@@ -27,7 +27,7 @@ void match_filter_baseline(const FilterGroup& group, uint64_t* pass, float (*sco
         norm += m * m;
       }
       const float signed_square = dot * std::fabs(dot);
-      if (!(signed_square < group.threshold[g] * norm - 3e-30f)) pass[g] |= uint64_t{1} << j;
+      if (signed_square - group.threshold[g] * norm > kTiny) pass[g] |= uint64_t{1} << j;
       score[g][j] = norm < kSmallNorm ? std::numeric_limits<float>::quiet_NaN() : signed_square / norm;
     }
   }
@@ -93,7 +93,7 @@ struct Best {
 // What any thread knows of the cosine^2 that a candidate must reach. Only ever a bound from below, so it does not
 // matter who reads it when.
 struct Floor {
-  std::atomic<float> value{-1};
+  std::atomic<float> value{0};
   float get() const { return value.load(std::memory_order_relaxed); }
   void raise(double to) {
     const float f = std::nextafter(static_cast<float>(to), -1.0f);
@@ -101,6 +101,24 @@ struct Floor {
     while (old < f && !value.compare_exchange_weak(old, f, std::memory_order_relaxed)) {
     }
   }
+};
+
+// Fetches the next tile's memory while this one is worked on, a part a step: candidates are read once, and waiting for
+// them took a quarter of the time. Tiles that would displace the present one from the L2 are left alone.
+class Prefetch {
+ public:
+  Prefetch(const void* begin, size_t bytes, size_t n_steps)
+      : at_(static_cast<const char*>(begin)), end_(at_), part_((bytes / n_steps + kLine - 1) / kLine * kLine) {
+    if (begin != nullptr && bytes <= kMostBytes) end_ += bytes;
+  }
+  void next() {
+    for (const char* stop = at_ + part_; at_ < std::min(stop, end_); at_ += kLine) __builtin_prefetch(at_);
+  }
+
+ private:
+  static constexpr size_t kLine = 64, kMostBytes = size_t{1} << 18;
+  const char *at_, *end_;
+  size_t part_;
 };
 
 struct Worker {
@@ -184,6 +202,7 @@ class Solver {
 
   // Every wanted target against the free candidates.
   void scan() {
+    if (wanted_.empty()) return;
     ids_.clear();
     for (int64_t c = 0; c < p_.n_candidates; ++c) {
       if (free_[c]) ids_.push_back(c);
@@ -192,11 +211,12 @@ class Solver {
     const int64_t n_tiles = (n_ids + kCandidateTile - 1) / kCandidateTile;
     const double work = double(n_ids) * (targets_.n_columns() + 8 * n_wanted);
     const int n_threads = std::max(1, static_cast<int>(std::min<double>(workers_.size(), work / 5e5)));
-    floor_ = std::vector<Floor>(n_wanted);
+    make_groups();
     for (int w = 0; w < n_threads; ++w) workers_[w].best.assign(n_wanted, Best());
-    parallel_items(n_tiles, n_threads, [&](int64_t i, int w) {
-      const int64_t begin = i * kCandidateTile;
-      scan_tile(ids_.data() + begin, std::min<int64_t>(kCandidateTile, n_ids - begin), &workers_[w]);
+    const int64_t run = std::min<int64_t>(16, n_tiles / (8 * n_threads) + 1) * kCandidateTile;
+    parallel_items((n_ids + run - 1) / run, n_threads, [&](int64_t i, int w) {
+      const int64_t end = std::min(n_ids, (i + 1) * run);
+      for (int64_t at = i * run; at < end; at += kCandidateTile) scan_tile(at, end, &workers_[w]);
     });
     for (int64_t i = 0; i < n_wanted; ++i) {
       Best& best = best_[wanted_[i]];
@@ -208,7 +228,10 @@ class Solver {
     }
   }
 
-  void scan_tile(const int64_t* ids, int64_t size, Worker* worker) {
+  // The free candidates ids_[at] and after, a tile of them or up to end.
+  void scan_tile(int64_t at, int64_t end, Worker* worker) {
+    const int64_t* ids = ids_.data() + at;
+    const int64_t size = std::min<int64_t>(kCandidateTile, end - at);
     const T* rows[kCandidateTile];
     for (int64_t j = 0; j < kCandidateTile; ++j) rows[j] = candidates_ + ids[std::min(j, size - 1)] * p_.n_parameters;
     worker->tile.resize(targets_.n_columns() * kCandidateTile);
@@ -219,13 +242,19 @@ class Solver {
     const uint64_t wild = is_whole ? pack_(rows, p_.n_parameters, limit, tile)
                                    : gather_tile(rows, targets_.columns(), limit, tile);
     const uint64_t present = ~uint64_t{0} >> (kCandidateTile - size);
-    const int64_t n_wanted = static_cast<int64_t>(wanted_.size());
     uint64_t pass[kTargetGroup];
     float score[kTargetGroup][kCandidateTile];
-    for (int64_t i = 0; i < n_wanted;) {
-      FilterGroup group = make_group(i, tile);
+    Prefetch prefetch(at + 2 * kCandidateTile <= end ? candidates_ + ids[kCandidateTile] * p_.n_parameters : nullptr,
+                      kCandidateTile * p_.n_parameters * sizeof(T), groups_.size());
+    int64_t i = 0;
+    for (FilterGroup group : groups_) {
+      prefetch.next();
+      group.tile = tile;
       bool is_settled = true;
-      for (int g = 0; g < group.n_targets; ++g) is_settled &= worker->best[i + g].is_full_of_zeros(kept_);
+      for (int g = 0; g < group.n_targets; ++g) {
+        group.threshold[g] = floor_[i + g].get();
+        is_settled &= worker->best[i + g].is_full_of_zeros(kept_);
+      }
       if (!is_settled) {
         filter_(group, pass, score);
         for (int g = 0; g < group.n_targets; ++g) {
@@ -236,22 +265,23 @@ class Solver {
     }
   }
 
-  FilterGroup make_group(int64_t first, const float* tile) const {
-    FilterGroup group;
-    group.tile = tile;
-    group.row = targets_.rows(wanted_[first]);
-    group.n_features = targets_[wanted_[first]].n_features;
-    const int32_t support = targets_.support_id(wanted_[first]);
-    const int64_t most = std::min<int64_t>(kTargetGroup, static_cast<int64_t>(wanted_.size()) - first);
-    int& n = group.n_targets = 0;
-    for (; n < most && targets_.support_id(wanted_[first + n]) == support; ++n) {
-      const Target target = targets_[wanted_[first + n]];
-      const double rounding = target.rounding();
-      group.theta[n] = target.direction;
+  // Neighbours of equal support among the wanted targets.
+  void make_groups() {
+    const int64_t n_wanted = static_cast<int64_t>(wanted_.size());
+    groups_.clear();
+    floor_ = std::vector<Floor>(n_wanted);
+    for (int64_t i = 0; i < n_wanted; ++i) {
+      const int64_t t = wanted_[i];
+      const Target target = targets_[t];
+      const int32_t* row = targets_.rows(t);
       // Around zero the square of the rounding error is what a cosine^2 is off by.
-      group.threshold[n] = std::max(floor_[first + n].get(), static_cast<float>(-rounding * rounding));
+      floor_[i].value = static_cast<float>(-target.rounding() * target.rounding());
+      const bool is_alike = i > 0 && targets_.support_id(wanted_[i - 1]) == targets_.support_id(t);
+      if (!is_alike || groups_.back().n_targets == kTargetGroup) {
+        groups_.push_back({nullptr, row, target.n_features, 0, {}, {}});
+      }
+      groups_.back().theta[groups_.back().n_targets++] = target.direction;
     }
-    return group;
   }
 
   // Stage two for the candidates in bits. Ids ascend, so the lowest index comes first among equals.
@@ -271,14 +301,16 @@ class Solver {
   // Those of bits whose cosine^2 in float32 is near one of the kept_ largest, and those of which it is not known. At
   // the first tiles, before there is a floor, this spares most of the float64.
   uint64_t best_scores(uint64_t bits, uint64_t wild, const float* score, double slack) const {
-    float largest[kCandidateTile];
+    float largest[kMostKept];
     int n = 0;
     for (uint64_t b = bits & ~wild; b != 0; b &= b - 1) {
       const float s = score[__builtin_ctzll(b)];
-      if (s == s) largest[n++] = s;
+      if (!(n < kept_ ? s == s : s > largest[kept_ - 1])) continue;
+      int at = n < kept_ ? n++ : kept_ - 1;
+      for (; at > 0 && s > largest[at - 1]; --at) largest[at] = largest[at - 1];
+      largest[at] = s;
     }
-    if (n <= kept_) return bits;
-    std::nth_element(largest, largest + kept_ - 1, largest + n, std::greater<float>());
+    if (n < kept_) return bits;
     const double floor = largest[kept_ - 1] - slack;
     if (!(floor > 0)) return bits;
     uint64_t kept = bits;
@@ -298,6 +330,7 @@ class Solver {
   std::vector<int64_t> wanted_, ids_;
   std::vector<Best> best_;
   std::vector<Floor> floor_;
+  std::vector<FilterGroup> groups_;
   int kept_ = 1;
 };
 

@@ -38,7 +38,7 @@ template <typename T> bool best_match(const BestMatchParams<T>& p);
 
 constexpr int kCandidateTile = 64;  // candidates a tile, feature-major: [P][64] floats
 constexpr int kTargetGroup = 4;     // targets of one support that share a walk over it, and the norms
-constexpr float kSmallNorm = 1e-25f;
+constexpr float kSmallNorm = 1e-25f, kTiny = -3e-30f;
 
 // Targets of one support against a tile: row[k] is the tile's row of its k-th feature, theta[g][k] target g there.
 struct FilterGroup {
@@ -50,9 +50,10 @@ struct FilterGroup {
   float threshold[kTargetGroup];
 };
 
-// pass[g] bit j: candidate j may reach a signed cosine^2 of threshold[g], i.e. not d |d| < threshold * n - 3e-30 with
-// d = sum_k theta[k] m[k], n = sum_k m[k]^2. The last term passes what is so small that squares vanish. Where any
-// passes, score[g] holds d |d| / n, or NaN where n < kSmallNorm.
+// pass[g] bit j: candidate j may reach a signed cosine^2 of threshold[g], i.e. d |d| - threshold * n > kTiny, where
+// d = sum_k theta[k] m[k], n = sum_k m[k]^2; what is so small that its squares vanish passes. Where any passes,
+// score[g] holds d |d| / n, or NaN where n < kSmallNorm. Of a candidate that is not finite, or whose sums are not,
+// nothing is promised.
 using MatchFilter = void (*)(const FilterGroup& group, uint64_t* pass, float (*score)[kCandidateTile]);
 
 // tile[i][j] = rows[j][i] in float32, i < n_columns. Bit j of the result: an |m| of candidate j is not below limit.

@@ -31,14 +31,16 @@ void filter_group(const FilterGroup& group, uint64_t* pass, float (*score)[kCand
       }
     }
     for (int g = 0; g < kTargets; ++g) {
-      const Vector threshold = Vector::broadcast(group.threshold[g]);
-      uint64_t bits = 0;
+      const Vector threshold = Vector::broadcast(group.threshold[g]), tiny = Vector::broadcast(kTiny);
+      Vector lead[kVectors], largest = tiny;
       for (int v = 0; v < kVectors; ++v) {
         dot[g][v] = dot[g][v] * max(dot[g][v], -dot[g][v]);
-        const auto loses = dot[g][v] < fma(threshold, norm[v], Vector::broadcast(-3e-30f));
-        bits |= static_cast<uint64_t>(lane_bits<W>(~loses)) << (v * W);
+        lead[v] = dot[g][v] - threshold * norm[v];
+        largest = max(lead[v], largest);  // in this order a NaN in one vector does not hide another
       }
-      if (bits == 0) continue;
+      if (lane_bits<W>(largest > tiny) == 0) continue;
+      uint64_t bits = 0;
+      for (int v = 0; v < kVectors; ++v) bits |= uint64_t{lane_bits<W>(lead[v] > tiny)} << (v * W);
       pass[g] |= bits << at;
       for (int v = 0; v < kVectors; ++v) {
         const auto is_small = norm[v] < Vector::broadcast(kSmallNorm);
