@@ -1,14 +1,17 @@
 """The kernels as torch ops. Each is also ``torch.ops.pns_fast.<name>``; the twin is in ``pns_fast.reference``."""
 
 from .best_match import BestMatch, best_match
+from .existence_search import ExistenceMatch, existence_search
 from .masked_linear import masked_linear, supermask
 from .mlp_trainer import batch_order, mlp_gradients, mlp_trainer
 from .topk_mask import kth_largest, topk_mask
 
 __all__ = [
     "BestMatch",
+    "ExistenceMatch",
     "batch_order",
     "best_match",
+    "existence_search",
     "kth_largest",
     "masked_linear",
     "mlp_gradients",

@@ -60,6 +60,8 @@ uint64_t gather_tile(const T* const* rows, const std::vector<int32_t>& columns, 
   return wild;
 }
 
+}  // namespace
+
 MatchFunctions match_functions() {
 #ifdef PNS_X86
   switch (simd_level()) {
@@ -70,6 +72,8 @@ MatchFunctions match_functions() {
 #endif
   return {match_filter_baseline, pack_tile_baseline<float>, pack_tile_baseline<double>};
 }
+
+namespace {
 
 PackTile<float> pack_function(const MatchFunctions& f, const float*) { return f.pack_f32; }
 PackTile<double> pack_function(const MatchFunctions& f, const double*) { return f.pack_f64; }
@@ -88,19 +92,6 @@ struct Best {
     match[at] = m;
   }
   bool is_full_of_zeros(int kept) const { return n == kept && match[n - 1].distance == 0; }
-};
-
-// What any thread knows of the cosine^2 that a candidate must reach. Only ever a bound from below, so it does not
-// matter who reads it when.
-struct Floor {
-  std::atomic<float> value{0};
-  float get() const { return value.load(std::memory_order_relaxed); }
-  void raise(double to) {
-    const float f = std::nextafter(static_cast<float>(to), -1.0f);
-    float old = get();
-    while (old < f && !value.compare_exchange_weak(old, f, std::memory_order_relaxed)) {
-    }
-  }
 };
 
 // Fetches the next tile's memory while this one is worked on, a part a step: candidates are read once, and waiting for
@@ -274,8 +265,7 @@ class Solver {
       const int64_t t = wanted_[i];
       const Target target = targets_[t];
       const int32_t* row = targets_.rows(t);
-      // Around zero the square of the rounding error is what a cosine^2 is off by.
-      floor_[i].value = static_cast<float>(-target.rounding() * target.rounding());
+      floor_[i].reset(target);
       const bool is_alike = i > 0 && targets_.support_id(wanted_[i - 1]) == targets_.support_id(t);
       if (!is_alike || groups_.back().n_targets == kTargetGroup) {
         groups_.push_back({nullptr, row, target.n_features, 0, {}, {}});

@@ -64,6 +64,7 @@ struct MatchFunctions {
   PackTile<float> pack_f32;
   PackTile<double> pack_f64;
 };
+MatchFunctions match_functions();  // of the present SIMD level
 MatchFunctions match_functions_avx2();
 MatchFunctions match_functions_avx512();
 

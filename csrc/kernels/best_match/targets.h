@@ -1,7 +1,8 @@
-// The targets of one problem on their supports, and the float64 second stage of best_match.
+// The targets of one problem on their supports, and the float64 second stage of best_match and existence_search.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -30,6 +31,24 @@ struct Target {
 
   // float32 rounding of a cosine^2 of this many terms, with slack.
   double rounding() const { return 2.5e-7 * (n_features + 4); }
+};
+
+// What any thread knows of the cosine^2 that a candidate must reach. Only ever a bound from below, so it does not
+// matter who reads it when.
+class Floor {
+ public:
+  // Around zero the square of the rounding error is what a cosine^2 is off by.
+  void reset(const Target& target) { value_ = static_cast<float>(-target.rounding() * target.rounding()); }
+  float get() const { return value_.load(std::memory_order_relaxed); }
+  void raise(double to) {
+    const float f = std::nextafter(static_cast<float>(to), -1.0f);
+    float old = get();
+    while (old < f && !value_.compare_exchange_weak(old, f, std::memory_order_relaxed)) {
+    }
+  }
+
+ private:
+  std::atomic<float> value_{0};
 };
 
 class Targets {
