@@ -11,7 +11,7 @@ import sys
 
 __version__ = "0.1.0"
 
-_MODULES = ("networks", "ops", "planting", "pruners", "reference", "sweeps", "tasks", "training")
+_MODULES = ("existence", "networks", "ops", "planting", "pruners", "reference", "sweeps", "tasks", "training")
 _NAMES = {
     "Adam": "training",
     "Masks": "networks",

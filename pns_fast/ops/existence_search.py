@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference.existence_search import ExistenceMatch
-from ._library import FLOATS, check_callback, check_tensor, pointer
+from ._library import FLOATS, check_callback, check_positive, check_tensor, pointer
 
 MOST_CANDIDATES = 2**40
 _LARGEST_INDEX = 2**62
@@ -48,8 +47,8 @@ def existence_search(
         progress: called as ``progress(done, n_candidates)`` about every 50 ms; what it raises ends the search.
 
     Returns:
-        ExistenceMatch(index int64, scale, distance, candidate, n_matches int64): ``[T]``, candidate ``[T, k]``; float64.
-        Where no candidate has a positive scale: index -1, scale 1, distance and candidate NaN.
+        ExistenceMatch(index int64, scale, distance, candidate, n_matches int64): ``[T]``, candidate ``[T, k]``, float64
+        where not int64. Where no candidate has a positive scale: index -1, scale 1, distance and candidate NaN.
 
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within 0.1 s of Ctrl-C.
@@ -72,7 +71,7 @@ def existence_search(
     seed = _check_int("seed", seed, 0, 2**63 - 1)
     first = _check_int("first", first, 0, _LARGEST_INDEX - n_candidates)
     if eps is not None:
-        eps = _check_eps(eps)
+        eps = check_positive("eps", eps)
     check_callback("progress", progress)
     targets = theta.detach().double().contiguous()
     n_targets, n_parameters = targets.shape
@@ -86,11 +85,3 @@ def existence_search(
         n_threads=torch.get_num_threads(), progress=progress,
     )  # fmt: skip
     return ExistenceMatch(index, scale, distance, candidate, n_matches)
-
-
-def _check_eps(eps) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps: expected a number or None, got {eps!r}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
-    return float(eps)

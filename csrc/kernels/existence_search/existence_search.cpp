@@ -175,15 +175,14 @@ bool existence_search(const ExistenceSearchParams& p) {
   const int n_threads = static_cast<int>(std::max(1.0, std::min<double>(p.n_threads, n_tiles * work / 2e5)));
   Search search(p, n_threads);
   std::atomic<bool> is_stopped{false};
-  std::atomic<int64_t> n_done{0};
+  std::atomic<int64_t> n_done{0}, next{0};
   auto search_all = [&] {
-    parallel_items((n_tiles + run - 1) / run, n_threads, [&](int64_t item, int worker) {
-      const int64_t end = std::min(n_tiles, (item + 1) * run);
-      for (int64_t i = item * run; i < end; ++i) {
-        if (is_stopped.load(std::memory_order_relaxed)) return;
-        search.search_tile(first_tile + i, worker);
+    parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
+      for (int64_t begin = run * next++; begin < n_tiles && !is_stopped; begin = run * next++) {
+        const int64_t end = std::min(n_tiles, begin + run);
+        for (int64_t i = begin; i < end; ++i) search.search_tile(first_tile + i, worker);
+        n_done += (end - begin) * kCandidateTile;
       }
-      n_done += (end - item * run) * kCandidateTile;
     });
   };
   if (n_tiles * work < 1e6) {
