@@ -34,6 +34,19 @@ def test_the_match_probability_of_two_parameters(set_threads, eps):
     assert found.match_error.item() == pytest.approx(error, rel=0.5)
 
 
+@pytest.mark.parametrize("eps", [0.1, 1e-4])
+def test_the_match_probability_of_normal_parameters(set_threads, eps):
+    # all directions alike: of k = 2 an arc of 2 asin(eps / |theta|), of k = 3 a cap of height 1 - cos
+    set_threads(2)
+    n = 20_000_000
+    for theta in ([0.5, 0.125], [0.3, -0.8, 0.4]):
+        half = math.asin(eps / math.hypot(*theta))
+        p = half / math.pi if len(theta) == 2 else math.sin(half / 2) ** 2
+        found = search(torch.tensor(theta), n, seed=1, init="he_scaled", eps=eps)
+        assert abs(found.match_probability.item() - p) < 4 * math.sqrt(p * (1 - p) / n) + 1 / n
+        assert found.match_bound.item() == pytest.approx((eps / math.sqrt(len(theta)) / 2) ** len(theta))
+
+
 @pytest.mark.parametrize("k", [3, 5])
 def test_the_match_probability_against_another_generator(k):
     theta = torch.linspace(-0.6, 0.7, k, dtype=torch.float64)
@@ -133,7 +146,8 @@ WRONG_CALLS = {
     "n_candidates": (ValueError, "n_candidates", lambda: search(THETA, 0, 0)),
     "n_candidates too many": (ValueError, "n_candidates", lambda: search(THETA, 2**41, 0)),
     "seed": (TypeError, "seed", lambda: search(THETA, 10, None)),
-    "init he": (ValueError, "init.*normal", lambda: search(THETA, 10, 0, "he")),
+    "init he": (ValueError, "init.*he_scaled", lambda: search(THETA, 10, 0, "he")),
+    "bound init": (ValueError, "init", lambda: match_bound(THETA, 0.1, "he")),
     "init unknown": (ValueError, "init", lambda: search(THETA, 10, 0, init=3)),
     "eps": (ValueError, "eps", lambda: search(THETA, 10, 0, eps=0)),
     "eps text": (TypeError, "eps", lambda: search(THETA, 10, 0, eps="a")),

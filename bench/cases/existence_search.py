@@ -26,15 +26,16 @@ class Size:
     n_targets: int
     n_parameters: int
     eps: float
+    init: str = "uniform"
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    sizes = (Size(1, 5, 0.05), Size(128, 5, 0.05), Size(1, 2, 1e-3))
+    sizes = (Size(1, 5, 0.05), Size(128, 5, 0.05), Size(1, 2, 1e-3), Size(1, 5, 0.05, "he_scaled"))
     mode = "quick" if quick else "full"
     return [
         Case(
             "existence_search",
-            f"T = {size.n_targets}, k = {size.n_parameters}",
+            f"T = {size.n_targets}, k = {size.n_parameters}, {size.init}",
             partial(_contenders, size, OURS[mode] // (10 if size.n_targets > 1 else 1), THEIRS[mode]),
             unit="billion candidates",
         )
@@ -54,11 +55,11 @@ def _contenders(size: Size, n_ours: int, n_theirs: int) -> list[Contender]:
     n_theirs = n_theirs // size.n_targets // 1000 * 1000 + 1000
 
     def ours() -> Tensor:
-        return ops.existence_search(theta, n_ours, 0, size.eps).n_matches / n_ours
+        return ops.existence_search(theta, n_ours, 0, size.init, size.eps).n_matches / n_ours
 
     check = partial(_same_probability, n_ours, n_theirs, ours())
     chunks = [c for c in CHUNKS if c <= n_theirs] or [n_theirs]
-    forms = {f"chunk {c:,}": partial(peers.search_by_torch, theta, n_theirs, size.eps, c) for c in chunks}
+    forms = {f"chunk {c:,}": partial(peers.search_by_torch, theta, n_theirs, size.eps, size.init, c) for c in chunks}
     form, by_torch = fastest(forms)
     note = f"{n_theirs:,}"
     return [
@@ -66,7 +67,7 @@ def _contenders(size: Size, n_ours: int, n_theirs: int) -> list[Contender]:
         Contender("torch, rand, product", by_torch, check=check, units=n_theirs / UNIT, note=f"{note}, {form}"),
         Contender(
             "numpy Philox, product",
-            partial(peers.search_by_numpy, theta, n_theirs, size.eps, int(form.split()[1].replace(",", ""))),
+            partial(peers.search_by_numpy, theta, n_theirs, size.eps, size.init, int(form.split()[1].replace(",", ""))),
             check=check,
             units=n_theirs / UNIT,
             note=note,

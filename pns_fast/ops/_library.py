@@ -15,6 +15,7 @@ from torch import Tensor
 library = torch.library.Library("pns_fast", "DEF")
 
 FLOATS = (torch.float32, torch.float64)
+INITS = ("uniform", "he_scaled")  # schemes of initial parameters, as init_population's
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -43,6 +44,11 @@ def check_positive(name: str, value) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
     return float(value)
+
+
+def check_init(value) -> None:
+    if value not in INITS:
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, got {value!r}")
 
 
 def check_callback(name: str, value) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference.existence_search import ExistenceMatch
-from ._library import FLOATS, check_callback, check_positive, check_tensor, pointer
+from ._library import FLOATS, check_callback, check_init, check_positive, check_tensor, pointer
 
 MOST_CANDIDATES = 2**40
 _LARGEST_INDEX = 2**62
@@ -28,13 +28,14 @@ def existence_search(
     theta: Tensor,
     n_candidates: int,
     seed: int,
+    init: str = "uniform",
     eps: float | None = None,
     first: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> ExistenceMatch:
     """The closest of ``n_candidates`` random neurons to each target, up to a positive scale; none is ever stored.
 
-    ``lambda(m) = theta.m / |m|^2``, ``q(m) = |theta - lambda(m) m|_2``, parameters of m uniform on [-1, 1]; the
+    ``lambda(m) = theta.m / |m|^2``, ``q(m) = |theta - lambda(m) m|_2``, the parameters of m are independent; the
     candidate of least q with lambda > 0 wins (lowest index on ties). Not a torch op: a search may take minutes, reports
     and can be interrupted. :func:`pns_fast.existence.search` is what to call; this is the kernel under it.
 
@@ -42,6 +43,7 @@ def existence_search(
         theta: float32 or float64 ``[T, k]`` on the CPU: the k non-zero parameters of T target neurons.
         n_candidates: 1 to 2^40. Candidates are independent of this number, and of T; those of equal k and seed agree.
         seed: 0 <= seed < 2^63.
+        init: "uniform": parameters uniform on [-1, 1]; "he_scaled": normal, of variance 1, at most 5.3 in size.
         eps: count the candidates with lambda > 0 and q <= eps; None: none are counted.
         first: number of the first candidate, so that a search can be split.
         progress: called as ``progress(done, n_candidates)`` about every 50 ms; what it raises ends the search.
@@ -53,7 +55,7 @@ def existence_search(
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within 0.1 s of Ctrl-C.
 
-    Source: Theorem 2 of Fischer & Burkholz 2022 (uniform parameters, in units of their largest); Salmon et al. 2011.
+    Source: Theorem 2 of Fischer & Burkholz 2022; Salmon et al. 2011 (Philox); Giles 2010 (normal numbers).
 
     Example:
         >>> found = existence_search(torch.tensor([[0.5, -0.25, 0.5]]), 1_000_000, seed=0, eps=0.01)
@@ -70,6 +72,7 @@ def existence_search(
     n_candidates = _check_int("n_candidates", n_candidates, 1, MOST_CANDIDATES)
     seed = _check_int("seed", seed, 0, 2**63 - 1)
     first = _check_int("first", first, 0, _LARGEST_INDEX - n_candidates)
+    check_init(init)
     if eps is not None:
         eps = check_positive("eps", eps)
     check_callback("progress", progress)
@@ -80,8 +83,8 @@ def existence_search(
     candidate = torch.empty_like(targets)
     _native.cpu.existence_search(
         n_targets=n_targets, n_parameters=n_parameters, theta=pointer(targets), first=first,
-        n_candidates=n_candidates, seed=seed, eps=-1.0 if eps is None else eps, index=pointer(index),
-        scale=pointer(scale), distance=pointer(distance), candidate=pointer(candidate), n_matches=pointer(n_matches),
-        n_threads=torch.get_num_threads(), progress=progress,
+        n_candidates=n_candidates, seed=seed, is_normal=init == "he_scaled", eps=-1.0 if eps is None else eps,
+        index=pointer(index), scale=pointer(scale), distance=pointer(distance), candidate=pointer(candidate),
+        n_matches=pointer(n_matches), n_threads=torch.get_num_threads(), progress=progress,
     )  # fmt: skip
     return ExistenceMatch(index, scale, distance, candidate, n_matches)

@@ -36,8 +36,53 @@ def _philox(seed: int, counter: list[np.ndarray]) -> list[np.ndarray]:
     return c
 
 
-def draw_candidates(seed: int, index: np.ndarray, n_parameters: int) -> np.ndarray:
-    """The parameters of candidates ``index`` (int64 [n]): float64 [n, k], uniform on [-1, 1]."""
+# sqrt(2) erfinv after Giles 2010, the logarithm after Cephes: csrc/kernels/existence_search/normal.h
+_LOGARITHM = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_CENTRE = (
+    2.81022636e-8, 3.43273939e-7, -3.5233877e-6, -4.39150654e-6, 2.1858087e-4, -1.25372503e-3, -4.17768164e-3,
+    2.46640727e-1, 1.50140941,
+)  # fmt: skip
+_TAIL = (
+    -2.00214257e-4, 1.00950558e-4, 1.34934322e-3, -3.67342844e-3, 5.73950773e-3, -7.6224613e-3, 9.43887047e-3,
+    1.00167406, 2.83297682,
+)  # fmt: skip
+
+
+def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    p = np.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        p = p * x + np.float32(c)
+    return p
+
+
+def _logarithm(y: np.ndarray) -> np.ndarray:
+    bits = y.view(np.int32)
+    exponent = ((bits >> 23) - 126).astype(np.float32)
+    m = ((bits & 0x7FFFFF) | 0x3F000000).view(np.float32)
+    is_low = m < np.float32(0.70710678)
+    exponent = np.where(is_low, exponent - np.float32(1), exponent)
+    m = np.where(is_low, m + m, m) - np.float32(1)
+    square = m * m
+    p = _horner(m, _LOGARITHM) * m * square
+    p = p + exponent * np.float32(-2.12194440e-4)
+    p = p - np.float32(0.5) * square
+    return m + p + exponent * np.float32(0.693359375)
+
+
+def _to_normal(x: np.ndarray) -> np.ndarray:
+    """float32 in (-1, 1) to normal numbers, the kernel's bits."""
+    size = np.abs(x)
+    w = -_logarithm((np.float32(1) - size) * (np.float32(1) + size))
+    centre = _horner(w - np.float32(2.5), _CENTRE)
+    tail = _horner(np.sqrt(w) - np.float32(3), _TAIL)
+    return np.where(w < np.float32(5), centre, tail) * (x * np.float32(1.41421356))
+
+
+def draw_candidates(seed: int, index: np.ndarray, n_parameters: int, init: str = "uniform") -> np.ndarray:
+    """The parameters of candidates ``index`` (int64 [n]): float64 [n, k], on [-1, 1] or of variance 1."""
     index = np.asarray(index, dtype=np.uint64)
     quad = index // np.uint64(64) * np.uint64(16) + index % np.uint64(16)
     which = (index % np.uint64(64) // np.uint64(16)).astype(np.int64)
@@ -47,13 +92,15 @@ def draw_candidates(seed: int, index: np.ndarray, n_parameters: int) -> np.ndarr
         words = np.stack(_philox(seed, [quad & _LOW, quad >> np.uint64(32), *constant]))
         word = words[which, np.arange(len(index))].astype(np.uint32).view(np.int32)
         m[:, i] = (word >> 7) | 1
-    return m * 2.0**-24
+    m *= 2.0**-24
+    return m if init == "uniform" else _to_normal(m.astype(np.float32)).astype(np.float64)
 
 
 def existence_search(
     theta: Tensor,
     n_candidates: int,
     seed: int,
+    init: str = "uniform",
     eps: float | None = None,
     first: int = 0,
     progress: Callable[[int, int], object] | None = None,
@@ -64,7 +111,7 @@ def existence_search(
     scale, distance = np.ones(len(targets)), np.full(len(targets), np.nan)
     for start in range(first, first + n_candidates, _BLOCK):
         which = np.arange(start, min(start + _BLOCK, first + n_candidates))
-        m = draw_candidates(seed, which, k)
+        m = draw_candidates(seed, which, k, init)
         for t, target in enumerate(targets):
             # one term after the other, so that the sums are the kernel's to the last bit
             dot, norm = (sum(a[:, i] * b for i, b in enumerate(columns)) for a, columns in ((m, target), (m, m.T)))
@@ -78,6 +125,6 @@ def existence_search(
                 index[t], scale[t], distance[t] = which[best], lam[best], q[best]
         if progress is not None:
             progress(int(which[-1]) + 1 - first, n_candidates)
-    candidate = draw_candidates(seed, np.maximum(index, 0), k)
+    candidate = draw_candidates(seed, np.maximum(index, 0), k, init)
     candidate[index < 0] = np.nan
     return ExistenceMatch(*(torch.from_numpy(a) for a in (index, scale, distance, candidate, n_matches)))

@@ -14,7 +14,7 @@ import torch
 
 from pns_fast import ops, reference
 from pns_fast.reference.batch_order import philox4x32
-from pns_fast.reference.existence_search import draw_candidates
+from pns_fast.reference.existence_search import _to_normal, draw_candidates
 
 
 def targets(t, k, seed=0):
@@ -23,8 +23,8 @@ def targets(t, k, seed=0):
 
 
 @functools.cache
-def twin(t, k, n, seed, eps, first):
-    return reference.existence_search(targets(t, k), n, seed, eps, first)
+def twin(t, k, n, seed, init, eps, first):
+    return reference.existence_search(targets(t, k), n, seed, init, eps, first)
 
 
 def assert_same(got, expected):
@@ -36,29 +36,31 @@ def assert_same(got, expected):
 
 @pytest.mark.parametrize(("t", "k"), [(1, 1), (1, 2), (3, 2), (4, 3), (5, 5), (9, 8), (2, 64)])
 @pytest.mark.parametrize(("n", "first"), [(1, 0), (1, 63), (7, 60), (64, 0), (130, 5), (20_000, 77)])
-def test_equals_the_twin(simd_level, set_threads, t, k, n, first):
+@pytest.mark.parametrize("init", ["uniform", "he_scaled"])
+def test_equals_the_twin(simd_level, set_threads, init, t, k, n, first):
     for threads in (1, 2):
         set_threads(threads)
         for eps in (None, 0.3):
-            got = ops.existence_search(targets(t, k), n, 11, eps, first)
-            assert_same(got, twin(t, k, n, 11, eps, first))
+            got = ops.existence_search(targets(t, k), n, 11, init, eps, first)
+            assert_same(got, twin(t, k, n, 11, init, eps, first))
 
 
 @pytest.mark.parametrize("at", [2**32, 2**33, 2**34, 2**36, 2**61])
 def test_numbers_beyond_32_bits(simd_level, at):
     # the counter's lower word overflows at multiples of 2^34 candidates
-    got = ops.existence_search(targets(2, 3), 3000, 2**63 - 1, 0.2, at - 1500)
-    assert_same(got, twin(2, 3, 3000, 2**63 - 1, 0.2, at - 1500))
+    got = ops.existence_search(targets(2, 3), 3000, 2**63 - 1, "uniform", 0.2, at - 1500)
+    assert_same(got, twin(2, 3, 3000, 2**63 - 1, "uniform", 0.2, at - 1500))
     assert bool(((got.index >= at - 1500) & (got.index < at + 1500)).all())
 
 
 def test_many_candidates_and_threads(simd_level, set_threads):
     # enough for several threads and runs of tiles; k = 2 ties in float32 by the thousand
     theta, n = targets(6, 2, seed=3), 1_000_000
-    expected = reference.existence_search(theta, n, 5, 1e-3)
-    for threads in (1, 2, 3):
-        set_threads(threads)
-        assert_same(ops.existence_search(theta, n, 5, 1e-3), expected)
+    for init in ("uniform", "he_scaled"):
+        expected = reference.existence_search(theta, n, 5, init, 1e-3)
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            assert_same(ops.existence_search(theta, n, 5, init, 1e-3), expected)
 
 
 def test_a_distance_far_below_float32_resolution(set_threads):
@@ -83,16 +85,16 @@ def test_the_count_is_exact_at_its_edge(simd_level):
     ranked = np.sort(q[dot > 0])
     for rank in (0, 1, 17, 500):
         eps = float(ranked[rank])
-        assert ops.existence_search(theta, n, 2, eps).n_matches.item() == rank + 1
-        assert ops.existence_search(theta, n, 2, math.nextafter(eps, 0)).n_matches.item() == rank
-    assert ops.existence_search(theta, n, 2, 100.0).n_matches.item() == len(ranked)
+        assert ops.existence_search(theta, n, 2, eps=eps).n_matches.item() == rank + 1
+        assert ops.existence_search(theta, n, 2, eps=math.nextafter(eps, 0)).n_matches.item() == rank
+    assert ops.existence_search(theta, n, 2, eps=100.0).n_matches.item() == len(ranked)
 
 
 def test_scaling_by_a_power_of_two_changes_nothing(simd_level):
     theta = targets(3, 5, seed=7)
-    got = ops.existence_search(theta, 50_000, 3, 0.25)
+    got = ops.existence_search(theta, 50_000, 3, eps=0.25)
     for power in (2.0**600, 2.0**-600):
-        scaled = ops.existence_search(theta * power, 50_000, 3, 0.25 * power)
+        scaled = ops.existence_search(theta * power, 50_000, 3, eps=0.25 * power)
         assert torch.equal(scaled.index, got.index)
         assert torch.equal(scaled.n_matches, got.n_matches)
         assert torch.equal(scaled.distance, got.distance * power)
@@ -107,8 +109,11 @@ def test_the_stream_is_pinned():
         assert draw_candidates(9, [c], 5)[0, i] == odd / 2**24
     assert (draw_candidates(9, [0, 100, 2**35], 2) * 2**24).tolist() == GOLDEN
 
+    assert draw_candidates(9, [0, 100, 2**35], 1, "he_scaled").ravel().tolist() == GOLDEN_NORMAL
+
 
 GOLDEN = [[-12607675, 8251471], [14879441, 14578135], [4525721, 8739063]]
+GOLDEN_NORMAL = [-1.1539417505264282, 1.5843406915664673, 0.34479832649230957]
 
 
 def test_candidates_are_uniform():
@@ -122,9 +127,23 @@ def test_candidates_are_uniform():
     assert ((counts - n / 16) ** 2 / (n / 16)).sum() < 45  # chi-squared of 15 degrees: p = 8e-5
 
 
+def test_candidates_are_normal():
+    index = np.arange(400_000)
+    z, u = (draw_candidates(4, index, 3, init) for init in ("he_scaled", "uniform"))
+    cdf = np.array([math.erf(x / math.sqrt(2)) for x in z[:20_000, 0]])
+    assert np.abs(cdf - u[:20_000, 0]).max() < 3e-7  # each is the inverse of the distribution function
+    assert np.array_equal(np.sign(z), np.sign(u))
+    n = z.size
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((z**power).mean() - moment) < 5 * math.sqrt(variance / n)
+    ends = np.float32(1 - 2.0 ** -np.arange(1, 25))  # the tail, up to the last number
+    expected = torch.special.ndtri((1 + torch.from_numpy(ends).double()) / 2)
+    np.testing.assert_allclose(_to_normal(ends), expected, rtol=1e-6)
+
+
 def test_no_candidate_of_positive_scale():
     theta = torch.from_numpy(-draw_candidates(0, [5], 3))
-    got = ops.existence_search(theta, 1, 0, 10.0, first=5)
+    got = ops.existence_search(theta, 1, 0, eps=10.0, first=5)
     assert (got.index.item(), got.scale.item(), got.n_matches.item()) == (-1, 1, 0)
     assert bool(got.distance.isnan().all() and got.candidate.isnan().all())
 
@@ -163,7 +182,7 @@ def interrupt():
 sent = []
 threading.Thread(target=interrupt, daemon=True).start()
 try:
-    ops.existence_search(torch.rand({t}, 5) + 0.1, 2**40, 0, 0.5)
+    ops.existence_search(torch.rand({t}, 5) + 0.1, 2**40, 0, eps=0.5)
     print("finished")
 except KeyboardInterrupt:
     print("late", time.perf_counter() - sent[0])
@@ -202,13 +221,15 @@ WRONG_CALLS = {
     "seed negative": (ValueError, "seed", (THETA, 10, -1)),
     "seed too large": (ValueError, "seed", (THETA, 10, 2**63)),
     "seed float": (TypeError, "seed", (THETA, 10, 0.5)),
-    "eps zero": (ValueError, "eps", (THETA, 10, 0, 0.0)),
-    "eps negative": (ValueError, "eps", (THETA, 10, 0, -1.0)),
-    "eps NaN": (ValueError, "eps", (THETA, 10, 0, math.nan)),
-    "eps text": (TypeError, "eps", (THETA, 10, 0, "0.1")),
-    "first negative": (ValueError, "first", (THETA, 10, 0, None, -1)),
-    "first too large": (ValueError, "first", (THETA, 10, 0, None, 2**62)),
-    "progress no callable": (TypeError, "progress", (THETA, 10, 0, None, 0, 3)),
+    "init": (ValueError, "init", (THETA, 10, 0, "normal")),
+    "init no text": (ValueError, "init", (THETA, 10, 0, None)),
+    "eps zero": (ValueError, "eps", (THETA, 10, 0, "uniform", 0.0)),
+    "eps negative": (ValueError, "eps", (THETA, 10, 0, "uniform", -1.0)),
+    "eps NaN": (ValueError, "eps", (THETA, 10, 0, "uniform", math.nan)),
+    "eps text": (TypeError, "eps", (THETA, 10, 0, "uniform", "0.1")),
+    "first negative": (ValueError, "first", (THETA, 10, 0, "uniform", None, -1)),
+    "first too large": (ValueError, "first", (THETA, 10, 0, "uniform", None, 2**62)),
+    "progress no callable": (TypeError, "progress", (THETA, 10, 0, "uniform", None, 0, 3)),
 }
 
 

@@ -16,13 +16,14 @@
 #include "core/simd_level.h"
 #include "kernels/best_match/best_match.h"
 #include "kernels/best_match/targets.h"
+#include "kernels/existence_search/normal.h"
 
 namespace pns {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-void draw_tile_baseline(uint64_t seed, int64_t tile, int64_t n_parameters, float* values) {
+void draw_integers_baseline(uint64_t seed, int64_t tile, int64_t n_parameters, float* values) {
   for (int64_t i = 0; i < n_parameters; ++i) {
     for (int q = 0; q < kQuads; ++q) {
       const uint64_t number = static_cast<uint64_t>(tile) * kQuads + q;
@@ -36,15 +37,15 @@ void draw_tile_baseline(uint64_t seed, int64_t tile, int64_t n_parameters, float
   }
 }
 
-DrawTile draw_function() {
+DrawFunctions draw_functions() {
 #ifdef PNS_X86
   switch (simd_level()) {
-    case SimdLevel::kAvx512: return draw_tile_avx512();
-    case SimdLevel::kAvx2: return draw_tile_avx2();
+    case SimdLevel::kAvx512: return draw_functions_avx512();
+    case SimdLevel::kAvx2: return draw_functions_avx2();
     default: break;
   }
 #endif
-  return draw_tile_baseline;
+  return {draw_integers_baseline, to_normal<4>};
 }
 
 struct Worker {
@@ -57,7 +58,8 @@ struct Worker {
 class Search {
  public:
   Search(const ExistenceSearchParams& p, int n_threads)
-      : p_(p), filter_(match_functions().filter), draw_(draw_function()), workers_(n_threads), floor_(p.n_targets),
+      : p_(p), filter_(match_functions().filter), draw_(draw_functions()),
+        unit_(p.is_normal ? 1 : kUniformUnit), workers_(n_threads), floor_(p.n_targets),
         outside_(p.n_targets, kInfinity), inside_(p.n_targets, kInfinity) {
     const std::vector<uint8_t> support(p.n_targets * p.n_parameters, 1);
     targets_.read(p.theta, support.data(), p.n_targets, p.n_parameters);
@@ -75,7 +77,7 @@ class Search {
 
   void search_tile(int64_t tile, int w) {
     Worker& worker = workers_[w];
-    draw_(p_.seed, tile, p_.n_parameters, worker.tile.data());
+    draw(tile, worker.tile.data());
     const int64_t begin = std::max<int64_t>(p_.first - tile * kCandidateTile, 0);
     const int64_t end = std::min<int64_t>(p_.first + p_.n_candidates - tile * kCandidateTile, kCandidateTile);
     const uint64_t present = (~uint64_t{0} >> (kCandidateTile - (end - begin))) << begin;
@@ -113,6 +115,11 @@ class Search {
   }
 
  private:
+  void draw(int64_t tile, float* values) const {
+    draw_.integers(p_.seed, tile, p_.n_parameters, values);
+    if (p_.is_normal) draw_.to_normal(values, p_.n_parameters * kCandidateTile);
+  }
+
   // q^2 = |theta|^2 (1 - cos^2), so cos^2 = 1 - (eps / |theta|)^2 is the edge; float32 decides beyond its rounding.
   // One parameter fits any of its sign.
   void set_margins(int64_t t) {
@@ -134,7 +141,7 @@ class Search {
       worker->n_matches[t] += is_inside;
       if (!is_at_edge && score[j] < floor) continue;
       for (int64_t i = 0; i < p_.n_parameters; ++i) {
-        worker->m[i] = worker->tile[i * kCandidateTile + j] * kCandidateUnit;
+        worker->m[i] = worker->tile[i * kCandidateTile + j] * unit_;
       }
       Match match;
       if (!evaluate(target, worker->m.data(), tile * kCandidateTile + j, &match)) continue;
@@ -148,16 +155,17 @@ class Search {
 
   void write_candidate(int64_t t, int64_t index) const {
     std::vector<float> tile(p_.n_parameters * kCandidateTile, std::numeric_limits<float>::quiet_NaN());
-    if (index >= 0) draw_(p_.seed, index / kCandidateTile, p_.n_parameters, tile.data());
+    if (index >= 0) draw(index / kCandidateTile, tile.data());
     for (int64_t i = 0; i < p_.n_parameters; ++i) {
       const int64_t j = index >= 0 ? index % kCandidateTile : 0;
-      p_.candidate[t * p_.n_parameters + i] = tile[i * kCandidateTile + j] * kCandidateUnit;
+      p_.candidate[t * p_.n_parameters + i] = tile[i * kCandidateTile + j] * unit_;
     }
   }
 
   const ExistenceSearchParams& p_;
   MatchFilter filter_;
-  DrawTile draw_;
+  DrawFunctions draw_;
+  double unit_;
   Targets targets_;
   std::vector<Worker> workers_;
   std::vector<Floor> floor_;

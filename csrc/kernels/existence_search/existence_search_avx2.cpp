@@ -2,6 +2,6 @@
 
 namespace pns {
 
-DrawTile draw_tile_avx2() { return draw_tile<8>; }
+DrawFunctions draw_functions_avx2() { return {draw_integers<8>, to_normal<8>}; }
 
 }  // namespace pns

@@ -2,6 +2,6 @@
 
 namespace pns {
 
-DrawTile draw_tile_avx512() { return draw_tile<16>; }
+DrawFunctions draw_functions_avx512() { return {draw_integers<16>, to_normal<16>}; }
 
 }  // namespace pns

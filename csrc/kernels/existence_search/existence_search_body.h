@@ -6,6 +6,7 @@
 #include "core/vec.h"
 #include "kernels/best_match/best_match.h"
 #include "kernels/existence_search/existence_search.h"
+#include "kernels/existence_search/normal.h"
 
 namespace pns {
 namespace {
@@ -50,7 +51,7 @@ typename Vec<float, W>::IntLanes lower_halves(typename Wide<W>::Lanes a, typenam
 }
 
 template <int W>
-void draw_tile(uint64_t seed, int64_t tile, int64_t n_parameters, float* values) {
+void draw_integers(uint64_t seed, int64_t tile, int64_t n_parameters, float* values) {
   using Vector = Vec<float, W>;
   const uint64_t first_quad = static_cast<uint64_t>(tile) * kQuads;
   for (int64_t i = 0; i < n_parameters; ++i) {
