@@ -78,7 +78,7 @@ def _to_normal(x: np.ndarray) -> np.ndarray:
     w = -_logarithm((np.float32(1) - size) * (np.float32(1) + size))
     centre = _horner(w - np.float32(2.5), _CENTRE)
     tail = _horner(np.sqrt(w) - np.float32(3), _TAIL)
-    return np.where(w < np.float32(5), centre, tail) * (x * np.float32(1.41421356))
+    return np.where(w > np.float32(5), tail, centre) * (x * np.float32(1.41421356))
 
 
 def draw_candidates(seed: int, index: np.ndarray, n_parameters: int, init: str = "uniform") -> np.ndarray:
