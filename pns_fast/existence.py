@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .ops._library import check_init, check_positive
+from .ops._library import FLOATS, check_init, check_positive, check_tensor
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def match_bound(theta: Tensor, eps: float, init: str = "uniform") -> Tensor:
     """
     flat = _flat(theta).double()
     eps_l = check_positive("eps", eps) / math.sqrt(flat.shape[1])
-    applies = (flat.abs() <= 1 - eps_l).all(1)
     check_init(init)
+    applies = (flat.abs() <= 1 - eps_l).all(1)
     per_parameter = eps_l if init == "uniform" else eps_l / 2
     return (applies.double() * per_parameter ** flat.shape[1]).reshape(theta.shape[:-1])
 
@@ -138,8 +138,7 @@ def search(
 
 
 def _flat(theta: Tensor) -> Tensor:
-    if not isinstance(theta, Tensor):
-        raise TypeError(f"theta: expected a torch.Tensor, got {type(theta).__name__}")
+    check_tensor("theta", theta, FLOATS)
     if theta.dim() == 0 or theta.numel() == 0:
         raise ValueError(f"theta: expected shape [..., k] with at least one parameter, got {tuple(theta.shape)}")
     return theta.detach().reshape(-1, theta.shape[-1])

@@ -154,6 +154,7 @@ WRONG_CALLS = {
     "first": (TypeError, "first", lambda: search(THETA, 10, 0, first=1.5)),
     "progress": (TypeError, "progress", lambda: search(THETA, 10, 0, progress=1)),
     "bound eps": (ValueError, "eps", lambda: match_bound(THETA, -1)),
+    "bound theta integers": (TypeError, "theta", lambda: match_bound(THETA.long(), 0.1)),
     "bound theta": (TypeError, "theta", lambda: match_bound(0.5, 0.1)),
 }
 

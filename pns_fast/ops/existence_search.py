@@ -43,7 +43,7 @@ def existence_search(
         theta: float32 or float64 ``[T, k]`` on the CPU: the k non-zero parameters of T target neurons.
         n_candidates: 1 to 2^40. Candidates are independent of this number, and of T; those of equal k and seed agree.
         seed: 0 <= seed < 2^63.
-        init: "uniform": parameters uniform on [-1, 1]; "he_scaled": normal, of variance 1, at most 5.3 in size.
+        init: "uniform": parameters uniform on [-1, 1]; "he_scaled": normal, of variance 1, at most 5.42 in size.
         eps: count the candidates with lambda > 0 and q <= eps; None: none are counted.
         first: number of the first candidate, so that a search can be split.
         progress: called as ``progress(done, n_candidates)`` about every 50 ms; what it raises ends the search.
