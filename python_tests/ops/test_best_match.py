@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -308,6 +310,23 @@ def test_empty(simd_level, t, c, p):
     assert got.index.tolist() == [-1] * t
     batched = ops.best_match(torch.zeros(0, t, p), torch.zeros(0, t, p, dtype=torch.bool), torch.zeros(0, c, p))
     assert batched.scale.shape == (0, t)
+
+
+MEMORY = """
+import resource, torch
+from pns_fast import ops
+target, candidates = torch.rand(512, 64), torch.rand(2**18, 64)
+ops.best_match(target[:2], target[:2] > 0.9, candidates[:100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ops.best_match(target, target > 0.9, candidates)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_targets_times_candidates():
+    # one float32 a pair would be 512 MB
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
+    assert int(run.stdout) < 64
 
 
 def test_non_contiguous_and_unchanged(simd_level):
