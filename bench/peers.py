@@ -122,6 +122,39 @@ def match_by_loop(target: Tensor, support: Tensor, candidates: Tensor) -> Tensor
     return torch.tensor([index])
 
 
+# ---- existence_search: theta [T, k], n candidates drawn -> part of them within eps [T]; keeps the best as well
+
+
+def search_by_torch(theta: Tensor, n: int, eps: float, init: str, chunk: int) -> Tensor:
+    edge = (1 - eps**2 / (theta * theta).sum(1)).clamp_min(0)
+    best, n_matches = torch.full((len(theta),), -torch.inf), torch.zeros(len(theta), dtype=torch.int64)
+    for start in range(0, n, chunk):
+        m = torch.empty(min(chunk, n - start), theta.shape[1])
+        m = m.uniform_(-1, 1) if init == "uniform" else m.normal_()
+        dot = m @ theta.T
+        cosine2 = dot * dot.abs() / ((m * m).sum(1, keepdim=True) * (theta * theta).sum(1))
+        best = torch.maximum(best, cosine2.max(0).values)
+        n_matches += (cosine2 >= edge).sum(0)
+    return n_matches / n
+
+
+def search_by_numpy(theta: Tensor, n: int, eps: float, init: str, chunk: int) -> Tensor:
+    theta, generator = theta.numpy(), np.random.Generator(np.random.Philox(0))
+    length2 = (theta * theta).sum(1)
+    edge = np.maximum(1 - eps**2 / length2, 0)
+    best, n_matches = np.full(len(theta), -np.inf, dtype=np.float32), np.zeros(len(theta), dtype=np.int64)
+    for start in range(0, n, chunk):
+        draw = generator.random if init == "uniform" else generator.standard_normal
+        m = draw((min(chunk, n - start), theta.shape[1]), dtype=np.float32)
+        if init == "uniform":
+            m = 2 * m - 1
+        dot = m @ theta.T
+        cosine2 = dot * np.abs(dot) / ((m * m).sum(1)[:, None] * length2)
+        np.maximum(best, cosine2.max(0), out=best)
+        n_matches += (cosine2 >= edge).sum(0)
+    return torch.from_numpy(n_matches / n).float()
+
+
 # ---- masked_linear
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy
 import peers_jax
 import torch
-from cases import best_match, masked_linear, mlp_trainer, topk_mask
+from cases import best_match, existence_search, masked_linear, mlp_trainer, topk_mask
 from ceilings import Ceilings, measure_ceilings
 from harness import Case, Row, measure
 from report import as_dict, print_ceilings, print_head, print_kernel, print_row, print_summary
@@ -25,6 +25,7 @@ import pns_fast as pns
 KERNELS = {
     "topk_mask": topk_mask,
     "best_match": best_match,
+    "existence_search": existence_search,
     "masked_linear": masked_linear,
     "mlp_trainer": mlp_trainer,
 }

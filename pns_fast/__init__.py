@@ -11,7 +11,18 @@ import sys
 
 __version__ = "0.1.0"
 
-_MODULES = ("networks", "nn", "ops", "planting", "pruners", "reference", "sweeps", "tasks", "training")
+_MODULES = (
+    "existence",
+    "networks",
+    "nn",
+    "ops",
+    "planting",
+    "pruners",
+    "reference",
+    "sweeps",
+    "tasks",
+    "training",
+)
 _NAMES = {
     "Adam": "training",
     "Masks": "networks",

@@ -22,7 +22,7 @@ MAX_LINES = 500
 # cli -> sweeps -> training, pruners, planting -> networks, tasks -> ops -> reference, _native, rng
 RANKS = {
     "_cpu": 0, "_cuda": 0, "_native": 1, "rng": 1, "reference": 1, "ops": 2, "networks": 3, "tasks": 3, "theory": 4,
-    "planting": 4, "pruners": 4, "training": 5, "nn": 5, "sweeps": 6, "cli": 7, "__main__": 8,
+    "existence": 4, "planting": 4, "pruners": 4, "training": 5, "nn": 5, "sweeps": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def relative(path):
 
 
 def test_there_are_kernels():
-    assert set(KERNELS) >= {"topk_mask", "best_match", "masked_linear", "mlp_trainer"}
+    assert set(KERNELS) >= {"topk_mask", "best_match", "existence_search", "masked_linear", "mlp_trainer"}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -38,7 +38,7 @@ class Size:
 
 def cases(quick: bool, device: str) -> list[Case]:
     sizes = (
-        Size(128, 2**14 if quick else 2**17, 64, 8),
+        Size(128, 2**14 if quick else 2**20, 64, 8),
         Size(512, 4096, 4608, 46),  # density 0.01, a layer of VGG16
         Size(20, 100, 101, 2, n_problems=25),  # Circle's knots planted into 25 networks of width 100
     )

@@ -17,6 +17,7 @@ using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 void bind_topk_mask(pybind11::module_& m);
 void bind_best_match(pybind11::module_& m);
+void bind_existence_search(pybind11::module_& m);
 void bind_masked_linear(pybind11::module_& m);
 void bind_mlp_trainer(pybind11::module_& m);
 void bind_machine_peak(pybind11::module_& m);

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_simd_level", &pns::set_simd_level, pybind11::arg("name"));
   pns::bind_topk_mask(m);
   pns::bind_best_match(m);
+  pns::bind_existence_search(m);
   pns::bind_masked_linear(m);
   pns::bind_mlp_trainer(m);
   pns::bind_machine_peak(m);

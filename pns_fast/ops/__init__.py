@@ -2,14 +2,17 @@
 
 from ._supermask import supermask
 from .best_match import BestMatch, best_match
+from .existence_search import ExistenceMatch, existence_search
 from .masked_linear import masked_linear
 from .mlp_trainer import batch_order, mlp_gradients, mlp_trainer
 from .topk_mask import kth_largest, topk_mask
 
 __all__ = [
     "BestMatch",
+    "ExistenceMatch",
     "batch_order",
     "best_match",
+    "existence_search",
     "kth_largest",
     "masked_linear",
     "mlp_gradients",

@@ -6,6 +6,7 @@ ops run in other people's inner loops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 library = torch.library.Library("pns_fast", "DEF")
 
 FLOATS = (torch.float32, torch.float64)
+INITS = ("uniform", "he_scaled")  # schemes of initial parameters, as init_population's
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -34,6 +36,19 @@ def check_tensor(name: str, value, dtypes: Sequence[torch.dtype] = (), ndim: Seq
 def check_shape(name: str, value: Tensor, expected: Sequence[int], why: str) -> None:
     if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)} ({why}), got {tuple(value.shape)}")
+
+
+def check_positive(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    return float(value)
+
+
+def check_init(value) -> None:
+    if value not in INITS:
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, got {value!r}")
 
 
 def check_callback(name: str, value) -> None:

@@ -44,21 +44,20 @@ def _best_match_cpu(
     target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(target, support, candidates, available)
-    if not bool(torch.isfinite(target).all()):
-        raise ValueError("target: expected finite numbers, got NaN or inf")
     n_targets, n_parameters = target.shape[-2:]
     n_candidates = candidates.shape[-2]
     shape = target.shape[:-1]
     index = torch.empty(shape, dtype=torch.int64)
     scale, distance = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
-    theta, on, pool = target.double().contiguous(), support.contiguous(), candidates.contiguous()
+    theta, on, pool = target.contiguous(), support.contiguous(), candidates.contiguous()
     free = None if available is None else available.contiguous()
-    getattr(_native.cpu, f"best_match_{suffix(pool.dtype)}")(
+    is_finite = getattr(_native.cpu, f"best_match_{suffix(pool.dtype)}")(
         shape[:-1].numel(),
         n_targets,
         n_candidates,
         n_parameters,
         pointer(theta),
+        theta.dtype == torch.float64,
         pointer(on),
         pointer(pool),
         pointer(free),
@@ -67,6 +66,8 @@ def _best_match_cpu(
         pointer(distance),
         torch.get_num_threads(),
     )
+    if not is_finite:
+        raise ValueError("target: expected finite numbers, got NaN or inf")
     dtype = torch.promote_types(target.dtype, candidates.dtype)
     return index, scale.to(dtype), distance.to(dtype)
 

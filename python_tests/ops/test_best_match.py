@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -168,6 +170,37 @@ def test_more_targets_than_good_candidates(simd_level, t, c):
     assert len(taken.unique()) == len(taken)
 
 
+@pytest.mark.parametrize("t", [1, 2, 3, 4, 5, 8, 11])
+def test_neighbours_of_one_support_are_searched_together(simd_level, t):
+    target, support, candidates = problem(t + 2, 150, 37, torch.float32, 0.5, t)
+    support[:t] = support[0]  # then two of their own
+    assert_match(target, support, candidates)
+    only = torch.zeros_like(support)
+    only[:, [3, 30]] = True  # two of 37 parameters: gathered, no blocks
+    assert_match(target, only, candidates)
+
+
+@pytest.mark.parametrize("clones", [True, False], ids=["clones", "all different"])
+def test_targets_whose_best_few_are_all_taken_are_searched_again(simd_level, clones):
+    # as many targets as candidates and more, and all of them after the same ones
+    g = torch.Generator().manual_seed(16)
+    target = torch.randn(1 if clones else 150, 6, generator=g).expand(150, 6)
+    candidates = torch.randn(130, 6, generator=g)
+    got = assert_match(target, torch.ones(150, 6, dtype=torch.bool), candidates)
+    assert int((got.index >= 0).sum()) > 60
+    assert_match(target.sign(), torch.ones(150, 6, dtype=torch.bool), candidates.sign())  # ties, all over
+
+
+def test_many_candidates_and_threads(simd_level, set_threads):
+    # runs of tiles, floors shared by the threads, and float64 only for the few
+    target, support, candidates = problem(40, 20_003, 33, torch.float32, 0.2, 17)
+    candidates[15_000:] = candidates[:5_003]  # ties far apart
+    expected = reference.best_match(target, support, candidates)
+    for threads in (1, 2):
+        set_threads(threads)
+        assert torch.equal(ops.best_match(target, support, candidates).index, expected.index)
+
+
 @pytest.mark.parametrize("magnitude", [1e20, 1e-25, 1.0])
 @pytest.mark.parametrize("target_magnitude", [1e20, 1e-25, 1.0])
 def test_magnitudes(simd_level, magnitude, target_magnitude):
@@ -202,6 +235,9 @@ def test_candidates_that_are_not_finite_never_win(simd_level):
     candidates[bad, torch.randint(0, 4, (50,), generator=g)] = values[torch.randint(0, 3, (50,), generator=g)]
     got = assert_match(target, support, candidates)
     assert not set(got.index.tolist()) & set(bad.tolist())
+    many = candidates.repeat(3, 1)[:200]  # beside good ones in other vectors of a tile, and as padding
+    for last in bad[bad < 40].tolist():
+        assert_match(target, support, torch.cat([many, candidates[last : last + 1]]))
     only_bad = assert_match(target, support, candidates[bad])
     assert bool((only_bad.index == -1).all())
 
@@ -274,6 +310,23 @@ def test_empty(simd_level, t, c, p):
     assert got.index.tolist() == [-1] * t
     batched = ops.best_match(torch.zeros(0, t, p), torch.zeros(0, t, p, dtype=torch.bool), torch.zeros(0, c, p))
     assert batched.scale.shape == (0, t)
+
+
+MEMORY = """
+import resource, torch
+from pns_fast import ops
+target, candidates = torch.rand(512, 64), torch.rand(2**18, 64)
+ops.best_match(target[:2], target[:2] > 0.9, candidates[:100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ops.best_match(target, target > 0.9, candidates)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_targets_times_candidates():
+    # one float32 a pair would be 512 MB
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
+    assert int(run.stdout) < 64
 
 
 def test_non_contiguous_and_unchanged(simd_level):

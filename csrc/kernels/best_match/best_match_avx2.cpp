@@ -2,6 +2,6 @@
 
 namespace pns {
 
-MatchFilter match_filter_avx2() { return match_filter<8>; }
+MatchFunctions match_functions_avx2() { return match_functions<8>(); }
 
 }  // namespace pns

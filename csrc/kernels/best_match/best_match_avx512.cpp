@@ -2,6 +2,6 @@
 
 namespace pns {
 
-MatchFilter match_filter_avx512() { return match_filter<16>; }
+MatchFunctions match_functions_avx512() { return match_functions<16>(); }
 
 }  // namespace pns
