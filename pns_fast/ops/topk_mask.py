@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from . import _memory
 from ._library import (
     FLOATS,
     HALVES,
@@ -184,18 +185,22 @@ def _empty_mask(scores: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
 
 
-def _register(register, run_rows, run_list) -> None:
+def _empty_mask_cpu(scores: Tensor) -> Tensor:
+    return _empty_mask(scores) if scores.numel() < _memory.SMALLEST else _memory.empty(scores.shape, torch.bool)
+
+
+def _register(register, run_rows, run_list, empty_mask=_empty_mask) -> None:
     """The overloads of topk_mask, for a device or fake, around two runs that write masks and thresholds."""
 
     def mask_only(scores, keep, *, ties="index", hint=None):
         _check(scores, ties, hint)
-        mask = _empty_mask(scores)
+        mask = empty_mask(scores)
         run_rows(scores, keep, ties, hint, mask, None)
         return mask
 
     def mask_and_threshold(scores, keep, *, ties="index", hint=None):
         _check(scores, ties, hint)
-        mask, threshold = _empty_mask(scores), scores.new_empty(_row_shape(scores))
+        mask, threshold = empty_mask(scores), scores.new_empty(_row_shape(scores))
         run_rows(scores, keep, ties, hint, mask, threshold)
         return mask, threshold
 
@@ -211,7 +216,7 @@ def _register(register, run_rows, run_list) -> None:
 
     def list_and_threshold(scores, keep, *, ties="index", hint=None):
         _check_list(scores, ties, hint)
-        masks, threshold = [_empty_mask(s) for s in scores], scores[0].new_full((), math.nan)
+        masks, threshold = [empty_mask(s) for s in scores], scores[0].new_full((), math.nan)
         run_list(scores, keep, ties, hint, masks, threshold)
         return masks, threshold
 
@@ -265,7 +270,7 @@ def _as_fake(name: str, implementation) -> None:
     torch.library.register_fake(f"pns_fast::{name}", implementation, lib=library)
 
 
-_register(_on_device("CPU"), _run_rows, _run_list)
+_register(_on_device("CPU"), _run_rows, _run_list, _empty_mask_cpu)
 _register(_on_device("CUDA"), _run_rows_cuda, _run_list_cuda)
 _register(_as_fake, _nothing, _nothing)
 library.impl("kth_largest", _kth_largest_cpu, "CPU")
