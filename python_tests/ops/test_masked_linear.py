@@ -54,6 +54,17 @@ def test_large_layers_equal_the_twin(simd_level, set_threads, batch, n_in, n_out
     assert all(torch.equal(a, b) for a, b in zip(got, gradients(ops.masked_linear, *arguments), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize(("n_in", "density"), [(2048, 0.01), (2048, 0.2), (2051, 0.2)])
+def test_gradients_that_are_written_past_the_caches(simd_level, set_threads, dtype, n_in, density):
+    set_threads(2)
+    x, _, mask, _ = layer(3, n_in, 2060, None, dtype, density)
+    grad = layer(3, 2060, 1, None, dtype)[0]
+    got = torch.ops.pns_fast.masked_outer(grad, x, mask)
+    assert_close(got, mask * (grad.T @ x), "float64" if dtype == F64 else "float32_gradient")
+    assert bool((got[~mask] == 0).all())
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias"])
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.6])
 def test_a_gradient_alone_is_the_same(simd_level, wanted, density):

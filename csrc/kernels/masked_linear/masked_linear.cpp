@@ -80,6 +80,11 @@ void expand_baseline(const uint64_t* bits, int64_t bit, int64_t n, const T* kept
 }
 
 template <typename T>
+void stream_baseline(const T* in, int64_t n, T* out) {
+  std::copy_n(in, n, out);
+}
+
+template <typename T>
 void select_baseline(const uint8_t* mask, const T* in, int64_t n, T* out) {
   for (int64_t j = 0; j < n; ++j) out[j] = mask[j] != 0 ? in[j] : T{0};
 }
@@ -95,7 +100,7 @@ MaskedLinearFunctions<T> level_functions() {
 #endif
   return {gather_baseline<T>,            scatter_baseline<T>,      sparse_forward_baseline<T>,
           sparse_transposed_baseline<T>, sparse_outer_baseline<T>, dense_baseline<T>,
-          compress_baseline<T>,          expand_baseline<T>,       select_baseline<T>};
+          compress_baseline<T>,          expand_baseline<T>,  stream_baseline<T>,     select_baseline<T>};
 }
 
 // f(n, n_threads) for every network, by threads over networks or within them.

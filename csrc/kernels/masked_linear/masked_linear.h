@@ -79,6 +79,8 @@ struct MaskedLinearFunctions {
   // zeros between them.
   void (*compress)(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept);
   void (*expand)(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row);
+  // out[0, n) = in[0, n), past the caches where out allows it.
+  void (*stream)(const T* in, int64_t n, T* out);
   // out[j] = mask[j] ? in[j] : 0
   void (*select)(const uint8_t* mask, const T* in, int64_t n, T* out);
 };

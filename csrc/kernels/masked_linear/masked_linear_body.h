@@ -240,6 +240,24 @@ void expand_row(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* 
 }
 
 template <typename T, int W>
+void stream_row(const T* in, int64_t n, T* out) {
+  if (reinterpret_cast<uintptr_t>(out) % (W * sizeof(T)) != 0) {
+    std::memcpy(out, in, n * sizeof(T));
+    return;
+  }
+  int64_t j = 0;
+  for (; j + W <= n; j += W) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + j), _mm512_loadu_si512(in + j));
+#else
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + j), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + j)));
+#endif
+  }
+  _mm_sfence();  // before another thread is told that this is done
+  std::memcpy(out + j, in + j, (n - j) * sizeof(T));
+}
+
+template <typename T, int W>
 void select_kept(const uint8_t* mask, const T* in, int64_t n, T* out) {
   for (int64_t j = 0; j < n; ++j) out[j] = mask[j] != 0 ? in[j] : T{0};
 }
@@ -247,7 +265,7 @@ void select_kept(const uint8_t* mask, const T* in, int64_t n, T* out) {
 template <typename T, int W>
 MaskedLinearFunctions<T> masked_linear_functions() {
   return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_transposed<T, W>, sparse_outer<T, W>,
-          dense_rows<T, W>,  compress_row<T, W>, expand_row<T, W>,     select_kept<T, W>};
+          dense_rows<T, W>,  compress_row<T, W>, expand_row<T, W>, stream_row<T, W>,    select_kept<T, W>};
 }
 
 }  // namespace
