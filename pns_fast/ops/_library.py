@@ -57,11 +57,14 @@ def check_callback(name: str, value) -> None:
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    present = {name: t for name, t in tensors.items() if t is not None}
-    first_name, first = next(iter(present.items()))
-    for name, t in present.items():
-        if t.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device} (that of {first_name}), got {t.device}")
+    first_name, first = None, None
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if first is None:
+            first_name, first = name, t.device
+        elif t.device != first:
+            raise ValueError(f"{name}: expected device {first} (that of {first_name}), got {t.device}")
 
 
 def check_same_dtype(**tensors: Tensor | None) -> None:
@@ -88,3 +91,10 @@ def not_on_cuda(name: str):
         raise RuntimeError(f"pns_fast.ops.{name} has no CUDA kernel; move its tensors to the CPU (tensor.cpu())")
 
     return refuse
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile traces or a torch.func transform is active: then an autograd.Function needs a separate
+    setup_context. Outside of them forward takes the context, since for a setup_context torch binds the arguments by
+    inspection, 8 us a call."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

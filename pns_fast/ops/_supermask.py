@@ -5,29 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._library import check_tensor, library
+from ._library import check_tensor, is_transformed, library
 from .topk_mask import check_keep, topk_mask
 
 library.define("supermask(Tensor scores, Scalar keep) -> Tensor")
 
 
 class _Supermask(torch.autograd.Function):
-    generate_vmap_rule = True
+    """The mask of scores behind the first ``n_lead`` dimensions, each ranked on its own."""
 
     @staticmethod
-    def forward(scores, keep):
-        return topk_mask(scores.abs().reshape(-1), keep).reshape(scores.shape).to(scores.dtype)
+    def forward(scores, keep, n_lead):
+        return topk_mask(scores.abs().flatten(n_lead), keep).reshape(scores.shape).to(scores.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         pass
 
     @staticmethod
+    def vmap(info, in_dims, scores, keep, n_lead):
+        return _Supermask.apply(scores.movedim(in_dims[0], 0), keep, n_lead + 1), 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+class _EagerSupermask(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores, keep):
+        return _Supermask.forward(scores, keep, 0)
+
+    @staticmethod
     def backward(ctx, grad):
         return grad, None
 
 
-library.impl("supermask", lambda scores, keep: _Supermask.apply(scores, keep), "CompositeImplicitAutograd")
+def _supermask(scores: Tensor, keep: int | float) -> Tensor:
+    return _Supermask.apply(scores, keep, 0) if is_transformed() else _EagerSupermask.apply(scores, keep)
+
+
+library.impl("supermask", _supermask, "CompositeImplicitAutograd")
 
 
 def supermask(scores: Tensor, keep: int | float) -> Tensor:
@@ -55,4 +73,4 @@ def supermask(scores: Tensor, keep: int | float) -> Tensor:
     """
     check_tensor("scores", scores)
     check_keep(keep)
-    return _Supermask.apply(scores, keep)
+    return _supermask(scores, keep)

@@ -15,7 +15,6 @@ from ._library import (
     library,
     not_on_cuda,
     pointer,
-    suffix,
 )
 
 library.define(
@@ -40,6 +39,9 @@ def _check(target: Tensor, support: Tensor, candidates: Tensor, available: Tenso
     check_same_device(target=target, support=support, candidates=candidates, available=available)
 
 
+_MATCH = {torch.float32: _native.cpu.best_match_f32, torch.float64: _native.cpu.best_match_f64}
+
+
 def _best_match_cpu(
     target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,10 +50,10 @@ def _best_match_cpu(
     n_candidates = candidates.shape[-2]
     shape = target.shape[:-1]
     index = torch.empty(shape, dtype=torch.int64)
-    scale, distance = (torch.empty(shape, dtype=torch.float64) for _ in range(2))
+    scale, distance = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
     theta, on, pool = target.contiguous(), support.contiguous(), candidates.contiguous()
     free = None if available is None else available.contiguous()
-    is_finite = getattr(_native.cpu, f"best_match_{suffix(pool.dtype)}")(
+    is_finite = _MATCH[pool.dtype](
         shape[:-1].numel(),
         n_targets,
         n_candidates,
@@ -114,9 +116,9 @@ def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: T
         >>> best_match(target, target != 0, candidates)
         BestMatch(index=tensor([1]), scale=tensor([4.]), distance=tensor([0.]))
     """
-    check_tensor("target", target)
-    check_tensor("support", support)
-    check_tensor("candidates", candidates)
+    for name, value in (("target", target), ("support", support), ("candidates", candidates)):
+        if not isinstance(value, Tensor):
+            check_tensor(name, value)
     if available is not None:
         check_tensor("available", available)
     return BestMatch(*torch.ops.pns_fast.best_match(target.detach(), support, candidates.detach(), available))

@@ -109,6 +109,28 @@ def test_vmap_outside_of_autograd():
         assert_close(a.grad, b.grad, "float64")
 
 
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("dim", [0, 2])
+def test_vmap_of_supermask(dim):
+    scores = torch.randn(3, 4, 5, dtype=F64, generator=torch.Generator().manual_seed(4))
+    upstream = torch.randn(4 if dim == 0 else 3, 5 if dim == 0 else 4, dtype=F64)
+
+    def value(s):
+        return (ops.supermask(s, 0.3) * upstream).sum()
+
+    slices = scores.movedim(dim, 0)
+    expected = torch.stack([ops.supermask(s, 0.3) for s in slices])
+    assert torch.equal(torch.vmap(lambda s: ops.supermask(s, 0.3), dim)(scores), expected)
+    assert torch.equal(
+        torch.vmap(torch.vmap(lambda s: ops.supermask(s, 0.5)))(scores)[1, 2], ops.supermask(scores[1, 2], 0.5)
+    )
+    gradients = torch.vmap(torch.func.grad(value), dim)(scores)
+    assert torch.equal(gradients, upstream.expand(gradients.shape))
+    outer = scores.clone().requires_grad_()
+    torch.vmap(value, dim)(outer).sum().backward()
+    assert torch.equal(outer.grad.movedim(dim, 0), upstream.expand(gradients.shape))
+
+
 def test_vmap_sees_what_needs_a_gradient_outside_of_it():
     """Inside vmap a tensor says requires_grad False."""
     x, weight, mask, _ = layer()
