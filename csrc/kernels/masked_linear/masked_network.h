@@ -227,8 +227,10 @@ class MaskedNetwork {
     }
   }
 
+  // At most kDenseRows, whole blocks of 6, and about the same for every thread.
   static int64_t rows_each(int64_t n, int n_threads) {
-    return std::min(kDenseRows, ((n + n_threads - 1) / n_threads + 5) / 6 * 6);
+    const int64_t n_parts = ((n + kDenseRows - 1) / kDenseRows + n_threads - 1) / n_threads * n_threads;
+    return std::max<int64_t>(6, n / n_parts / 6 * 6);
   }
 
   void forward_dense(const T* x, const T* weight, const uint8_t* mask, const T* bias, T* y) {
@@ -263,9 +265,10 @@ class MaskedNetwork {
       });
     }
     if (grad_weight != nullptr) {
-      constexpr int64_t kEach = 2 * Tiles<T>::kLargest;
-      parallel_items((n_in_ + kEach - 1) / kEach, n_threads_, [&](int64_t item, int) {
-        dense_grad_weight(x, mask, item * kEach, std::min(kEach, n_in_ - item * kEach), grad_weight);
+      constexpr int64_t kLanes = Tiles<T>::kLargest;
+      const int64_t n_each = kLanes * std::clamp<int64_t>(n_in_ / kLanes / n_threads_, 1, 4);
+      parallel_items((n_in_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
+        dense_grad_weight(x, mask, item * n_each, std::min(n_each, n_in_ - item * n_each), grad_weight);
       });
     }
   }
