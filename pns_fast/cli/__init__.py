@@ -1,0 +1,53 @@
+"""The command line ``pns-fast``: a module a command. Torch is imported inside them, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from . import info, plant, plot, sweep
+from .options import COMMON, Parser
+
+# in the order of --help; each has add(commands), which adds its parser and sets the function to run
+_COMMANDS = (sweep, plant, plot, info)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 1 where a cell failed or a planted ticket is not exact; 2 for a user's error, with one line on
+        stderr; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if getattr(args, "config", None):
+            sweep.apply_config(args)
+            args = parser.parse_args(argv)
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        if os.environ.get("PNS_TRACEBACK"):
+            raise
+        print(f"pns-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pns-fast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="pns-fast",
+        description="Plant known winning tickets, then prune and train whole populations of networks.",
+        epilog="Set PNS_TRACEBACK=1 to see where an error came from.",
+        **COMMON,
+    )
+    parser.add_argument("--version", action="version", version=f"pns-fast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

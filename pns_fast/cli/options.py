@@ -1,0 +1,87 @@
+"""What the commands share: how arguments are read, errors told and outputs written."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ..sweeps.grid import density_label
+
+
+class UsageError(ValueError):
+    """Arguments that do not parse."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_off = action.default is None or action.default is False or action.default == []
+        return action.help if is_off else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a UsageError: one line, like every other error; argparse would print the usage as well."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+# of every parser
+COMMON = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+
+
+def comma_list(kind: Callable[[str], object]) -> Callable[[str], tuple]:
+    """A parser of ``a,b,c`` into a tuple of ``kind``."""
+
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(kind(part.strip()) for part in text.split(","))
+        except ValueError as error:
+            message = (
+                str(error).removeprefix("density: ")
+                if kind is density_label
+                else f"expected {kind.__name__}s apart by commas, got {text!r}"
+            )
+            raise argparse.ArgumentTypeError(message) from None
+
+    return parse
+
+
+def seeds(args: argparse.Namespace) -> range:
+    """``--first-seed`` and the ``--seeds`` - 1 that follow."""
+    if args.seeds < 1:
+        raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
+    return range(args.first_seed, args.first_seed + args.seeds)
+
+
+def set_threads(n_threads: int | None) -> None:
+    """``--threads``; None leaves torch's choice."""
+    if n_threads is not None:
+        if n_threads < 1:
+            raise UsageError(f"argument --threads: expected at least 1, got {n_threads}")
+        import torch
+
+        torch.set_num_threads(n_threads)
+
+
+def check_outputs(figure: str | None, csv: str | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    from ..sweeps.figures import check_path
+
+    if figure:
+        check_path(figure)
+    for name, path in (("figure", figure), ("csv", csv)):
+        if path and not Path(path).parent.is_dir():
+            raise UsageError(f"{name} {path}: there is no directory {Path(path).parent}")
+
+
+def write_outputs(records: list[dict], figure: str | None, csv: str | None) -> None:
+    """The CSV and the figure of stored cells, where asked for."""
+    from .. import sweeps
+
+    if csv:
+        sweeps.write_csv(records, csv)
+    if figure and any(r["status"] == "ok" for r in records):
+        sweeps.save_figure(records, figure)

@@ -1,0 +1,184 @@
+"""``pns-fast sweep``: a grid of networks into a store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from ..sweeps.config import read_options, write_options
+from ..sweeps.grid import DEFAULTS, MODES, density_label
+from .options import COMMON, UsageError, check_outputs, comma_list, seeds, set_threads, write_outputs
+
+_PAPER_SEEDS = {"singleshot": 25, "multishot": 10, "edge-popup": 10}
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("sweep", help="run a grid of networks into a store; resumes by default", **COMMON)
+    modes = parser.add_subparsers(metavar="MODE", required=True)
+    about = {
+        "singleshot": "score once at the initial parameters, prune, train (the paper's Figure 3)",
+        "multishot": "rounds of train, prune, rewind; then train (Figure 4)",
+        "edge-popup": "train scores, not parameters; then train what they keep (Figure 4)",
+    }
+    for mode in MODES:
+        _add_options(modes.add_parser(mode, help=about[mode], description=about[mode], **COMMON), mode)
+
+
+def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
+    grid = parser.add_argument_group("the grid (lists are comma-separated)")
+    pruners = "edge-popup, edge-popup-anneal" if mode == "edge-popup" else "random, magnitude, snip, grasp, synflow"
+    grid.add_argument("--task", metavar="LIST", type=comma_list(str), default="all", help="circle, relu, helix or all")
+    grid.add_argument("--pruner", metavar="LIST", type=comma_list(str), default="all", help=f"{pruners} or all")
+    grid.add_argument(
+        "--density",
+        metavar="LIST",
+        type=comma_list(density_label),
+        default="ticket,0.01,0.1,0.5,1",
+        help="fractions of parameters to keep; ticket is that of the planted one",
+    )
+    grid.add_argument("--seeds", metavar="N", type=int, default=_PAPER_SEEDS[mode], help="networks a point")
+    grid.add_argument("--first-seed", metavar="N", type=int, default=0, help="seed of the first of them")
+    grid.add_argument(
+        "--depth",
+        metavar="LIST",
+        type=comma_list(int),
+        default="5",
+        help="neuron layers, input and output included",
+    )
+    grid.add_argument("--width", metavar="LIST", type=comma_list(int), default="100", help="neurons in a hidden layer")
+    grid.add_argument("--noise", metavar="LIST", type=comma_list(float), default="0.01", help="of the labels")
+
+    settings = parser.add_argument_group("settings, the same for all networks")
+    for name, value in DEFAULTS[mode].items():
+        settings.add_argument(
+            f"--{_flag(name)}",
+            dest=name,
+            metavar=_METAVARS[type(value)],
+            type=type(value),
+            default=value,
+            help=_SETTING_HELP[name],
+        )
+
+    outputs = parser.add_argument_group("where to, and how")
+    outputs.add_argument("--store", default=f"pns-{mode}.db", metavar="FILE", help="SQLite; what it holds is skipped")
+    outputs.add_argument("--figure", metavar="FIG", help=".png, .pdf or .svg")
+    outputs.add_argument("--csv", metavar="FILE", help="one row a network")
+    outputs.add_argument("--threads", metavar="N", type=int, help="CPU threads; torch's choice if not given")
+    outputs.add_argument(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="most networks in one native call; the mode's default if not given",
+    )
+    outputs.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
+    outputs.add_argument("--config", metavar="TOML", help="take options from a file; flags win over it")
+    outputs.add_argument("--print-config", action="store_true", help="print the options as TOML and stop")
+    outputs.add_argument("--dry-run", action="store_true", help="count the cells and stop")
+    outputs.add_argument("--quiet", action="store_true", help="no progress, no tables")
+    parser.set_defaults(run=run, mode=mode, parser=parser)
+
+
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+_SETTING_HELP = {
+    "n_samples": "samples of a data set, a tenth of them held out",
+    "epochs": "of the final training",
+    "batch_size": "samples a step",
+    "lr": "learning rate (Adam)",
+    "scheme": "initial parameters: he_scaled or uniform",
+    "assignment": "of planted neurons: greedy or optimal",
+    "scope": "keep the density of the whole network or of each layer: global or layer",
+    "rounds": "of scoring and pruning; in multishot of train, prune, rewind",
+    "round_epochs": "of the training in a round",
+    "popup_epochs": "of the training of the scores",
+    "popup_lr": "first learning rate of the scores (SGD, cosine)",
+}
+
+
+def _flag(name: str) -> str:
+    return "samples" if name == "n_samples" else name.replace("_", "-")
+
+
+def _options(args: argparse.Namespace) -> dict[str, str]:
+    """Flag -> attribute of all that a config file may set."""
+    names = ("task", "pruner", "density", "seeds", "first_seed", "depth", "width", "noise")
+    names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "threads", "chunk")
+    return {_flag(name): name for name in names}
+
+
+def apply_config(args: argparse.Namespace) -> None:
+    """Make the options in the config file the parser's defaults: flags still win over them."""
+    known = _options(args)
+    given = read_options(args.config, known)
+    try:
+        parsed = args.parser.parse_args([f"--{flag}={text}" for flag, text in given.items()])
+    except UsageError as error:
+        raise UsageError(f"config {args.config}: {error}") from None
+    args.parser.set_defaults(**{known[flag]: getattr(parsed, known[flag]) for flag in given})
+
+
+def run(args: argparse.Namespace) -> int:
+    options = {flag: getattr(args, name) for flag, name in _options(args).items()}
+    if args.print_config:
+        print(f"# pns-fast sweep {args.mode} --config THIS_FILE\n{write_options(options)}", end="")
+        return 0
+    begin = time.perf_counter()
+    check_outputs(args.figure, args.csv)
+    from .. import sweeps
+    from ..sweeps.progress import shown  # imports torch
+
+    imported = time.perf_counter()
+    set_threads(args.threads)
+    grid = (args.task, args.pruner, args.density, seeds(args), args.depth, args.width, args.noise)
+    cells = sweeps.expand(args.mode, *grid, **{name: getattr(args, name) for name in DEFAULTS[args.mode]})
+    if args.dry_run:
+        return _count(cells, args.store)
+    with shown(args.mode, args.quiet) as progress:
+        report = sweeps.run(
+            cells,
+            args.store,
+            chunk=args.chunk,
+            retry_failed=args.retry_failed,
+            progress=progress,
+            asked={"mode": args.mode, **options},
+        )
+    if report.interrupted:
+        done = report.n_cells - report.n_left
+        print(
+            f"stopped: {done} of {report.n_cells} cells are in {args.store}; the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    records = sweeps.read(args.store, [c.key for c in cells])
+    swept = time.perf_counter()
+    write_outputs(records, args.figure, args.csv)
+    now = time.perf_counter()
+    if not args.quiet:
+        from ..sweeps.table import print_closing, print_results
+
+        print_results(records)
+        besides = {"imports": imported - begin, "figure": now - swept}
+        print_closing(report, records, besides, {"store": args.store, "figure": args.figure, "csv": args.csv})
+    return report_failures(records)
+
+
+def _count(cells: list, store: str) -> int:
+    from .. import sweeps
+
+    known = sweeps.statuses(store) if Path(store).exists() else {}
+    found = [known.get(c.key) for c in cells]
+    n_ok, n_failed = found.count("ok"), found.count("failed")
+    print(f"{len(cells)} cells: {n_ok} done, {n_failed} failed, {len(cells) - n_ok - n_failed} to run")
+    return 0
+
+
+def report_failures(records: list[dict]) -> int:
+    """Exit code 1 and what went wrong, if anything did."""
+    errors = Counter(r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed")
+    for error, n in errors.most_common(3):
+        print(f"{n} failed: {error}", file=sys.stderr)
+    if errors:
+        print("tracebacks are in the store (table cell); --retry-failed runs these cells again", file=sys.stderr)
+    return 1 if errors else 0
