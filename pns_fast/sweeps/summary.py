@@ -10,9 +10,10 @@ from .grid import Cell
 
 # What a panel, a curve and a point on it stand for. All other parameters must agree within a panel.
 _PANEL = ("task", "depth", "width", "noise")
-_NETWORK = (*_PANEL, "pruner", "density_label", "seed")
+_ALONG = ("density_label", "density", "seed")
 _ORDER = ("circle", "relu", "helix", "random", "magnitude", "snip", "grasp", "synflow")
 _ORDER += ("edge-popup", "edge-popup-anneal")
+_VARIANTS = {"rounds": "{} rounds", "scope": "density by {}"}
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,30 @@ class Panel:
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def panels(records: Sequence[dict]) -> list[Panel]:
+def panels(records: Sequence[dict], by: str | None = None) -> list[Panel]:
     """Sum up stored cells.
 
     Args:
         records: out of :func:`pns_fast.sweeps.read`; failed cells are left out.
+        by: a setting, such as "rounds", that tells curves of one pruner apart.
 
     Returns:
         A panel for each task, depth, width and noise, in the paper's order.
 
     Raises:
-        ValueError: no finished cell, or two cells that differ only in a setting a panel does not show
-            (a mode, a number of epochs ...): their mean would mean nothing.
+        ValueError: no finished cell, an unknown ``by``, or cells of one curve that differ in a setting that
+            nothing shows (a mode, a number of epochs ...): their mean would mean nothing.
     """
+    settings = [f.name for f in fields(Cell) if f.name not in (*_PANEL, "pruner", *_ALONG)]
+    if by is not None and by not in settings:
+        raise ValueError(f"by: expected one of {', '.join(settings)}, got {by!r}")
     records = [r for r in records if r["status"] == "ok"]
     if not records:
         raise ValueError("records: expected finished cells, got none")
-    _refuse_mixtures(records)
+    _refuse_mixtures(records, [name for name in settings if name != by], by)
     groups = _grouped(records, *_PANEL)
     keys = sorted(groups, key=lambda key: (_rank(key[0]), *key))
-    return [_panel(key, groups[key]) for key in keys]
+    return [_panel(key, groups[key], by) for key in keys]
 
 
 def diverged(record: dict) -> bool:
@@ -96,15 +101,17 @@ def diverged(record: dict) -> bool:
     return record["status"] == "ok" and not all(math.isfinite(record[name]) for name in names)
 
 
-def _panel(key: tuple, records: list[dict]) -> Panel:
+def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
     from .. import tasks
 
     is_accuracy = tasks.get(key[0]).metric_name == "accuracy"
     by_seed = {r["seed"]: r["ticket_metric"] for r in records}  # the ticket's test split depends on the seed only
     curves = {}
-    for pruner, group in sorted(_grouped(records, "pruner").items(), key=lambda item: _rank(item[0][0])):
+    found = _grouped(records, "pruner", *_by(by))
+    for curve in sorted(found, key=_curve_rank):
+        group = found[curve]
         points = [_point(r) for r in _grouped(group, "density_label").values()]
-        curves[pruner[0]] = sorted(points, key=lambda p: p.density)
+        curves[_curve_name(curve, by)] = sorted(points, key=lambda p: p.density)
     ticket = Spread.of(by_seed.values())
     return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves)
 
@@ -120,22 +127,40 @@ def _point(records: list[dict]) -> Point:
     )
 
 
-def _refuse_mixtures(records: list[dict]) -> None:
-    for group in _grouped(records, *_NETWORK).values():
-        for field in fields(Cell):
-            values = list(dict.fromkeys(r.get(field.name) for r in group))
+def _by(by: str | None) -> tuple[str, ...]:
+    return () if by is None else (by,)
+
+
+def _curve_name(curve: tuple, by: str | None) -> str:
+    """The pruner, and after a comma what tells its curves apart."""
+    if by is None or curve[1] is None:
+        return curve[0]
+    return f"{curve[0]}, {_VARIANTS.get(by, by + ' {}').format(curve[1])}"
+
+
+def _curve_rank(curve: tuple) -> tuple:
+    return _rank(curve[0]), curve[0], *((value is not None, value or 0) for value in curve[1:])
+
+
+def _refuse_mixtures(records: list[dict], settings: list[str], by: str | None) -> None:
+    """One mode a curve, and one value of every other setting a panel and mode (modes know different ones)."""
+    curves = [(group, ["mode"]) for group in _grouped(records, *_PANEL, "pruner", *_by(by)).values()]
+    modes = [(group, settings) for group in _grouped(records, *_PANEL, "mode", *_by(by)).values()]
+    for group, names in curves + modes:
+        for name in names:
+            values = list(dict.fromkeys(r.get(name) for r in group))
             if len(values) > 1:
                 shown = ", ".join(str(v) for v in values)
                 raise ValueError(
-                    f"the store holds results of several values of {field.name} ({shown}): choose one, "
-                    f"for example with --where {field.name}={values[0]}"
+                    f"the store holds results of several values of {name} ({shown}): choose one, "
+                    f"for example with --where {name}={values[0]}"
                 )
 
 
 def _grouped(records: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
     groups: dict[tuple, list[dict]] = {}
     for r in records:
-        groups.setdefault(tuple(r[name] for name in names), []).append(r)
+        groups.setdefault(tuple(r.get(name) for name in names), []).append(r)
     return groups
 
 

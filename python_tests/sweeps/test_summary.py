@@ -113,3 +113,21 @@ def test_tables_fit_the_terminal_and_break_no_word(width, grid):
         "planted ticket: 98.0 (98-98) at density 0.00524",
     ):
         assert shown in text
+
+
+def test_a_setting_tells_curves_of_a_pruner_apart(record):
+    records = [record(rounds=n, seed=s, weak_metric=0.5 + n / 1000) for n in (100, 1) for s in range(2)]
+    records += [record(pruner="edge-popup", mode="edge-popup", weak_metric=0.1)]  # knows no rounds
+    with pytest.raises(ValueError, match=r"several values of rounds \(100, 1\)"):
+        sweeps.panels(records)
+    (panel,) = sweeps.panels(records, by="rounds")
+    means = {name: points[0].weak.mean for name, points in panel.curves.items()}
+    assert means == {"snip, 1 rounds": 0.501, "snip, 100 rounds": 0.6, "edge-popup": 0.1}
+    with pytest.raises(ValueError, match=r"by: expected one of mode, .*, got 'seed'"):
+        sweeps.panels(records, by="seed")
+
+
+def test_other_settings_for_another_pruner_or_seed_are_a_mixture_too(record):
+    for other in ({"pruner": "random"}, {"seed": 1}):
+        with pytest.raises(ValueError, match=r"several values of epochs \(10, 20\)"):
+            sweeps.panels([record(), record(epochs=20, **other)])
