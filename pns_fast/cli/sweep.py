@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections import Counter
-from pathlib import Path
 
 from ..sweeps.config import read_options, write_options
 from ..sweeps.grid import DEFAULTS, MODES, density_label
-from .options import COMMON, UsageError, check_outputs, comma_list, seeds, set_threads, write_outputs
+from .options import COMMON, UsageError, check_outputs, comma_list, seeds, write_outputs
+from .running import add_run_options, count_cells, report_failures, run_cells
 
 _PAPER_SEEDS = {"singleshot": 25, "multishot": 10, "edge-popup": 10}
 
@@ -66,18 +64,9 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     outputs.add_argument("--store", default=f"pns-{mode}.db", metavar="FILE", help="SQLite; what it holds is skipped")
     outputs.add_argument("--figure", metavar="FIG", help=".png, .pdf or .svg")
     outputs.add_argument("--csv", metavar="FILE", help="one row a network")
-    outputs.add_argument("--threads", metavar="N", type=int, help="CPU threads; torch's choice if not given")
-    outputs.add_argument(
-        "--chunk",
-        metavar="N",
-        type=int,
-        help="most networks in one native call; the mode's default if not given",
-    )
-    outputs.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
     outputs.add_argument("--config", metavar="TOML", help="take options from a file; flags win over it")
     outputs.add_argument("--print-config", action="store_true", help="print the options as TOML and stop")
-    outputs.add_argument("--dry-run", action="store_true", help="count the cells and stop")
-    outputs.add_argument("--quiet", action="store_true", help="no progress, no tables")
+    add_run_options(outputs)
     parser.set_defaults(run=run, mode=mode, parser=parser)
 
 
@@ -126,30 +115,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     begin = time.perf_counter()
     check_outputs(args.figure, args.csv)
+    import torch  # noqa: F401  (seconds, named apart in the closing table)
+
     from .. import sweeps
-    from ..sweeps.progress import shown  # imports torch
 
     imported = time.perf_counter()
-    set_threads(args.threads)
     grid = (args.task, args.pruner, args.density, seeds(args), args.depth, args.width, args.noise)
     cells = sweeps.expand(args.mode, *grid, **{name: getattr(args, name) for name in DEFAULTS[args.mode]})
     if args.dry_run:
-        return _count(cells, args.store)
-    with shown(args.mode, args.quiet) as progress:
-        report = sweeps.run(
-            cells,
-            args.store,
-            chunk=args.chunk,
-            retry_failed=args.retry_failed,
-            progress=progress,
-            asked={"mode": args.mode, **options},
-        )
+        print(count_cells(cells, args.store))
+        return 0
+    report = run_cells(cells, args.store, args, args.mode, {"mode": args.mode, **options})
     if report.interrupted:
-        done = report.n_cells - report.n_left
-        print(
-            f"stopped: {done} of {report.n_cells} cells are in {args.store}; the same command goes on from there",
-            file=sys.stderr,
-        )
         return 130
     records = sweeps.read(args.store, [c.key for c in cells])
     swept = time.perf_counter()
@@ -162,23 +139,3 @@ def run(args: argparse.Namespace) -> int:
         besides = {"imports": imported - begin, "figure": now - swept}
         print_closing(report, records, besides, {"store": args.store, "figure": args.figure, "csv": args.csv})
     return report_failures(records)
-
-
-def _count(cells: list, store: str) -> int:
-    from .. import sweeps
-
-    known = sweeps.statuses(store) if Path(store).exists() else {}
-    found = [known.get(c.key) for c in cells]
-    n_ok, n_failed = found.count("ok"), found.count("failed")
-    print(f"{len(cells)} cells: {n_ok} done, {n_failed} failed, {len(cells) - n_ok - n_failed} to run")
-    return 0
-
-
-def report_failures(records: list[dict]) -> int:
-    """Exit code 1 and what went wrong, if anything did."""
-    errors = Counter(r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed")
-    for error, n in errors.most_common(3):
-        print(f"{n} failed: {error}", file=sys.stderr)
-    if errors:
-        print("tracebacks are in the store (table cell); --retry-failed runs these cells again", file=sys.stderr)
-    return 1 if errors else 0

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -118,13 +118,26 @@ def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock) -> Iterator[list[
             which does both in one call).
 
     Returns:
-        An iterator over lists of outcomes. An error in any step is raised and ends it.
+        An iterator over lists of outcomes, equal networks together. An error in any step is raised and ends it.
     """
     chunk = max(1, min(chunk, _MAX_CALL_PARAMETERS // _parameter_count(cells[0])))
     mothers = _grow(cells[0], list(dict.fromkeys(c.seed for c in cells)), clock)
     solve = {"singleshot": _singleshot, "multishot": _multishot, "edge-popup": _edge_popup}[cells[0].mode]
-    for trained in solve(cells, mothers, chunk, clock):
-        yield _outcomes(trained, mothers)
+    twins = _twins(cells)
+    for trained in solve(list(twins), mothers, chunk, clock):
+        yield [replace(o, cell=twin) for o in _outcomes(trained, mothers) for twin in twins[o.cell]]
+
+
+def _twins(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
+    """Each cell to compute -> the cells that its numbers are of.
+
+    At density 1 every pruner keeps everything: one network a seed is theirs all.
+    """
+    first, twins = {}, {}
+    for cell in cells:
+        same = first.setdefault(cell.seed, cell) if cell.density == 1 else cell
+        twins.setdefault(same, []).append(cell)
+    return twins
 
 
 def _grow(like: Cell, seeds: list[int], clock: Clock) -> Mothers:

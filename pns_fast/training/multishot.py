@@ -62,6 +62,7 @@ def multishot(
     Round r of R: train ``round_epochs`` epochs from the initial parameters theta_0 with a fresh optimiser and
     the masks so far, score at the trained parameters, prune to ``density^(r/R)``, reset to theta_0. Then
     ``epochs`` epochs from theta_0 with the last masks: exactly ``train(population, masks, data, seed=seed)``.
+    At density 1 the rounds would change nothing and are left out.
 
     Args:
         population: N networks, float32, at theta_0.
@@ -111,6 +112,8 @@ def multishot(
         batch = pruning_batch(datasets, loss, min(40, len(datasets[0].x_train)), seed)
 
     masks = Masks.full(population)
+    if density == 1:
+        rounds = 0  # nothing is pruned, and every round ends where it began
     parts = progress_parts(progress, population.n, [round_epochs] * rounds + [epochs])
     for r in range(1, rounds + 1):
         seeds = round_seeds(seed, population.n, r)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pns_fast as pns
-from pns_fast import pruners, sweeps
+from pns_fast import pruners, sweeps, training
 from pns_fast.sweeps import runner
 
 SMALL = {"depths": [3], "widths": [32], "n_samples": 200, "epochs": 2}
@@ -316,3 +316,21 @@ def test_chunk_must_be_a_positive_integer(tmp_path, chunk):
     with pytest.raises(ValueError, match=r"chunk: expected a positive integer or None, got"):
         sweeps.run(single(), tmp_path / "x.db", chunk=chunk)
     assert not (tmp_path / "x.db").exists()
+
+
+@pytest.mark.parametrize("mode", ["singleshot", "multishot", "edge-popup"])
+def test_at_density_1_one_network_a_seed_is_every_pruners(tmp_path, monkeypatch, mode):
+    trained, train = [], training.train
+    monkeypatch.setattr(training, "train", lambda p, *a, **k: trained.append(p.n) or train(p, *a, **k))
+    short = {"multishot": {"rounds": 2, "round_epochs": 1}, "edge-popup": {"popup_epochs": 1}}.get(mode, {})
+    cells = sweeps.expand(mode, ["circle"], ["all"], [0.3, 1], range(2), **SMALL, **short)
+    n_pruners = len({c.pruner for c in cells})
+    sweeps.run(cells, tmp_path / "all.db")
+    if mode != "multishot":  # it trains in its own module
+        assert sum(trained) == 2 * (n_pruners + 1)
+    sweeps.run([c for c in cells if c.pruner == cells[-1].pruner], tmp_path / "alone.db")
+    everyones, alone = numbers(tmp_path / "all.db"), numbers(tmp_path / "alone.db")
+    assert len(everyones) == len(cells)
+    for key, found in alone.items():
+        assert everyones[key] == found
+    assert len({str(everyones[c.key]) for c in cells if c.density == 1 and c.seed == 0}) == 1

@@ -38,6 +38,15 @@ def test_is_train_prune_reset_in_rounds(name):
     assert torch.equal(found.strong_loss, last.test_loss[:, 0])
 
 
+def test_density_1_is_the_last_training_alone():
+    population, data, reported = init_population(WIDTHS, n=N), small(), []
+    found = multishot(population, "snip", 1.0, data, **SHORT, progress=lambda *counts: reported.append(counts))
+    last = train(population, None, data, 1, optimizer=Adam(lr=0.01))
+    assert torch.equal(found.result.population.flatten(), last.population.flatten())
+    assert found.masks.flatten().all()
+    assert reported[-1] == (N, N)  # one epoch each, none in rounds
+
+
 def test_divergence_in_the_last_training_is_reported():
     population, data = init_population(WIDTHS, n=N), small()
     for w in population.weights:

@@ -1,0 +1,74 @@
+"""How the commands that run networks run them: their common options, the run itself, what it says at the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import set_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..sweeps import Cell, Report
+
+
+def add_run_options(group) -> None:
+    """The options of :func:`run_cells`, to a parser or a group of its options."""
+    group.add_argument("--threads", metavar="N", type=int, help="CPU threads; torch's choice if not given")
+    group.add_argument(
+        "--chunk", metavar="N", type=int, help="most networks in one native call; the mode's default if not given"
+    )
+    group.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
+    group.add_argument("--dry-run", action="store_true", help="count the cells and stop")
+    group.add_argument("--quiet", action="store_true", help="no progress, no tables")
+
+
+def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title: str, asked: dict) -> Report:
+    """Run what the store does not hold yet, with progress on stderr.
+
+    Args:
+        cells: the networks.
+        store: path of the store.
+        args: with the attributes of :func:`add_run_options`.
+        title: of the progress bar.
+        asked: what to note in the store about this run.
+    """
+    from .. import sweeps
+    from ..sweeps.progress import shown  # imports torch
+
+    set_threads(args.threads)
+    with shown(title, args.quiet) as progress:
+        report = sweeps.run(
+            cells, store, chunk=args.chunk, retry_failed=args.retry_failed, progress=progress, asked=asked
+        )
+    if report.interrupted:
+        done = report.n_cells - report.n_left
+        print(
+            f"stopped: {done} of {report.n_cells} cells are in {store}; the same command goes on from there",
+            file=sys.stderr,
+        )
+    return report
+
+
+def count_cells(cells: Sequence[Cell], store: str) -> str:
+    """What ``--dry-run`` prints: how many cells there are and how many the store holds."""
+    from .. import sweeps
+
+    known = sweeps.statuses(store) if Path(store).exists() else {}
+    found = [known.get(c.key) for c in cells]
+    n_ok, n_failed = found.count("ok"), found.count("failed")
+    return f"{len(cells)} cells: {n_ok} done, {n_failed} failed, {len(cells) - n_ok - n_failed} to run"
+
+
+def report_failures(records: list[dict]) -> int:
+    """Exit code 1 and what went wrong, if anything did."""
+    errors = Counter(r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed")
+    for error, n in errors.most_common(3):
+        print(f"{n} failed: {error}", file=sys.stderr)
+    if errors:
+        print("tracebacks are in the store (table cell); --retry-failed runs these cells again", file=sys.stderr)
+    return 1 if errors else 0
