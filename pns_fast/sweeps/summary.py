@@ -13,7 +13,6 @@ _PANEL = ("task", "depth", "width", "noise")
 _ALONG = ("density_label", "density", "seed")
 _ORDER = ("circle", "relu", "helix", "random", "magnitude", "snip", "grasp", "synflow")
 _ORDER += ("edge-popup", "edge-popup-anneal")
-_VARIANTS = {"rounds": "{} rounds", "scope": "density by {}"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,9 @@ def _curve_name(curve: tuple, by: str | None) -> str:
     """The pruner, and after a comma what tells its curves apart."""
     if by is None or curve[1] is None:
         return curve[0]
-    return f"{curve[0]}, {_VARIANTS.get(by, by + ' {}').format(curve[1])}"
+    value = curve[1]
+    shown = {"rounds": f"{value} round{'' if value == 1 else 's'}", "scope": f"density by {value}"}
+    return f"{curve[0]}, {shown.get(by, f'{by} {value}')}"
 
 
 def _curve_rank(curve: tuple) -> tuple:

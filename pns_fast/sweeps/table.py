@@ -42,12 +42,13 @@ def write_csv(records: Sequence[dict], path: str | os.PathLike) -> None:
     os.replace(part, path)
 
 
-def tables(records: Sequence[dict], width: int = 80) -> list[Table]:
+def tables(records: Sequence[dict], width: int = 80, by: str | None = None) -> list[Table]:
     """A rich table for each panel: mean and range of the strong and weak metric, pruners by densities.
 
     Args:
         records: out of :func:`pns_fast.sweeps.read`.
         width: characters a line; where mean and range do not fit beside each other, the range goes below.
+        by: a setting that tells rows of one pruner apart, see :func:`pns_fast.sweeps.panels`.
 
     Raises:
         ValueError: no finished cell, or a mixture of settings, see :func:`pns_fast.sweeps.panels`.
@@ -55,7 +56,7 @@ def tables(records: Sequence[dict], width: int = 80) -> list[Table]:
     from rich.console import Console
 
     console, found = Console(width=width), []
-    for panel in panels(records):
+    for panel in panels(records, by):
         table = _table(panel, " ")
         fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= width
         found.append(table if fits else _table(panel, "\n"))
@@ -102,13 +103,13 @@ def _rounded(mse: float, n_digits: int) -> str:
     return f"{float(f'{mse / 1e-4:.{n_digits}g}'):g}"
 
 
-def print_results(records: Sequence[dict]) -> None:
+def print_results(records: Sequence[dict], by: str | None = None) -> None:
     """Print the tables of the finished cells, if there are any."""
     from rich.console import Console
 
     if any(r["status"] == "ok" for r in records):
         console = Console(highlight=False)
-        for table in tables(records, console.width):
+        for table in tables(records, console.width, by):
             console.print(table)
 
 

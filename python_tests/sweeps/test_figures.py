@@ -84,11 +84,11 @@ def test_other_suffixes_are_refused(tmp_path, grid):
 def test_variants_of_a_pruner_share_its_colour_and_differ_in_line(record):
     records = [record(rounds=n) for n in (1, 10)]
     styles = figures._styles(sweeps.panels(records, by="rounds"))
-    assert list(styles) == ["snip, 1 rounds", "snip, 10 rounds"]
+    assert list(styles) == ["snip, 1 round", "snip, 10 rounds"]
     assert len({style.colour for style in styles.values()}) == 1
     assert len({style.line for style in styles.values()}) == 2
     texts = [t.get_text() for t in sweeps.figure(records, by="rounds").legends[0].get_texts()]
-    assert texts[:2] == ["SNIP, 1 rounds", "SNIP, 10 rounds"]
+    assert texts[:2] == ["SNIP, 1 round", "SNIP, 10 rounds"]
 
 
 def test_chosen_axes_have_titles(grid):

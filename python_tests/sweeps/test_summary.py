@@ -122,7 +122,7 @@ def test_a_setting_tells_curves_of_a_pruner_apart(record):
         sweeps.panels(records)
     (panel,) = sweeps.panels(records, by="rounds")
     means = {name: points[0].weak.mean for name, points in panel.curves.items()}
-    assert means == {"snip, 1 rounds": 0.501, "snip, 100 rounds": 0.6, "edge-popup": 0.1}
+    assert means == {"snip, 1 round": 0.501, "snip, 100 rounds": 0.6, "edge-popup": 0.1}
     with pytest.raises(ValueError, match=r"by: expected one of mode, .*, got 'seed'"):
         sweeps.panels(records, by="seed")
 
