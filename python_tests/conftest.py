@@ -46,6 +46,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def cuda() -> torch.device:
+    """The CUDA device of a test marked gpu."""
+    reason = _why_no_gpu()
+    if reason is not None and os.environ.get("PNS_REQUIRE_GPU") == "1":
+        pytest.fail(f"PNS_REQUIRE_GPU=1, but {reason}")
+    if reason is not None:
+        pytest.skip(reason)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 @pytest.fixture(params=SIMD_LEVELS)
 def simd_level(request: pytest.FixtureRequest):
     """Every SIMD level this processor has, each forced for one test."""

@@ -1,4 +1,4 @@
-"""The compiled modules: what they link, that CUDA was built where it can be, and what its compiler reports."""
+"""The compiled modules: what they link, and that CUDA was built where it can be."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-CSRC = Path(__file__).parents[1] / "csrc"
 
 
 def binary(module: str) -> str | None:
@@ -72,20 +70,3 @@ for _ in range(2):
     first, second = run_python(code, tmp_path, CUDA_VISIBLE_DEVICES="").splitlines()
     assert re.fullmatch(r"topk_mask: .*(driver|device).*", first)
     assert first == second
-
-
-def test_kernels_spill_no_registers(tmp_path):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc on PATH")
-    source = CSRC / "kernels" / "topk_mask" / "topk_mask.cu"
-    options = ["-cubin", "-arch=sm_90", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v"]
-    command = [nvcc, *options, "-I", str(CSRC), str(source), "-o", str(tmp_path / "topk_mask.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = done.stdout + done.stderr
-    found = re.findall(
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", report, flags=re.S
-    )
-    names = {re.search(r"topk_[a-z]+_kernel", name).group(): (int(stores), int(loads)) for name, stores, loads in found}
-    assert names == {"topk_rows_kernel": (0, 0), "topk_count_kernel": (0, 0), "topk_write_kernel": (0, 0)}, report

@@ -6,8 +6,7 @@
 
 #include <pybind11/stl.h>
 
-#include "bindings/bindings.h"
-#include "kernels/topk_mask/topk_mask_cuda.h"
+#include "bindings/bindings_cuda.h"
 
 namespace pns {
 namespace {
@@ -33,18 +32,11 @@ std::optional<std::string> describe_device() {
          version_name(runtime);
 }
 
-void topk_mask_on_device(uintptr_t scores, uintptr_t mask, uintptr_t workspace, int64_t n_rows, int64_t n, int64_t keep,
-                    bool legacy, int device, uintptr_t stream) {
-  launch_topk_mask({as_pointer<const float>(scores), as_pointer<uint8_t>(mask), as_pointer<void>(workspace), n_rows, n,
-                    keep, legacy ? Ties::kLegacy : Ties::kIndex, device, as_pointer<CUstream_st>(stream)});
-}
-
 }  // namespace
 }  // namespace pns
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pns_fast over raw pointers; call them through pns_fast.ops.";
   m.def("describe_device", &pns::describe_device);
-  m.def("topk_mask_workspace", &pns::topk_mask_workspace);
-  m.def("topk_mask", &pns::topk_mask_on_device, pns::ReleaseGil());
+  pns::bind_topk_mask_cuda(m);
 }

@@ -10,6 +10,14 @@
 #include <cuda_runtime.h>
 #endif
 
+// In a kernel: `name` is the launch's dynamic shared memory, 16-byte aligned.
+#ifdef PNS_EMULATE_CUDA
+#define PNS_DYNAMIC_SHARED(name) \
+  unsigned char* name = reinterpret_cast<unsigned char*>(pns::simt::machine().shared.data())
+#else
+#define PNS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,15 +30,27 @@ inline void cuda_check(const char* kernel, cudaError_t error) {
   throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
+struct CudaLaunch {
+  dim3 grid;
+  int n_threads;
+  cudaStream_t stream;
+  size_t shared_bytes = 0;  // dynamic; above 48 KB the kernel's limit is raised
+};
+
 // Launches without synchronising; `name` is what an error says. A function instead of <<<>>>, so that the same source
 // compiles under the emulator.
 template <typename... Params, typename... Args>
-void cuda_launch(const char* name, dim3 grid, int n_threads, cudaStream_t stream, void (*kernel)(Params...),
-                 Args&&... args) {
+void cuda_launch(const char* name, const CudaLaunch& launch, void (*kernel)(Params...), Args&&... args) {
+  constexpr size_t kDefaultLimit = 48 << 10;
+  if (launch.shared_bytes > kDefaultLimit) {
+    cuda_check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(launch.shared_bytes)));
+  }
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(n_threads));
-  config.stream = stream;
+  config.gridDim = launch.grid;
+  config.blockDim = dim3(static_cast<unsigned>(launch.n_threads));
+  config.stream = launch.stream;
+  config.dynamicSmemBytes = launch.shared_bytes;
   cuda_check(name, cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
   cuda_check(name, cudaPeekAtLastError());
 }

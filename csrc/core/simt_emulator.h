@@ -21,6 +21,8 @@
 #define __host__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __align__(n) alignas(n)
 
 struct uint3 {
   unsigned x, y, z;
@@ -29,14 +31,24 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 struct alignas(4) uchar4 {
   unsigned char x, y, z, w;
 };
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 struct cudaLaunchConfig_t {
@@ -83,6 +95,7 @@ struct Machine {
 
   std::vector<Thread> threads;
   std::vector<Warp> warps;
+  std::vector<float4> shared;  // dynamic; as much as the launch asked for, so that a sanitizer sees what is beyond
   Barrier block;
   std::function<void()> body;
   ucontext_t scheduler;
@@ -185,17 +198,41 @@ inline void run_block(int n_threads) {
 
 inline void __syncthreads() { pns::simt::wait(pns::simt::machine().block); }
 
+inline void __syncwarp(unsigned lanes = 0xFFFFFFFFu) {
+  if (lanes != 0xFFFFFFFFu) pns::simt::fail("only whole warps are emulated");
+  pns::simt::wait(pns::simt::machine().warps[threadIdx.x / pns::simt::kWarp].barrier);
+}
+
+template <typename T>
+T pns_shuffle(unsigned lanes, T value, int source) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = pns::simt::exchange(lanes, bits, [=](const uint64_t* slots) { return slots[source]; });
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned lanes, T value, int bits) {
+  return pns_shuffle(lanes, value, static_cast<int>(threadIdx.x % pns::simt::kWarp) ^ bits);
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned lanes, T value, unsigned delta) {
+  const int lane = threadIdx.x % pns::simt::kWarp, source = lane + static_cast<int>(delta);
+  return pns_shuffle(lanes, value, source < pns::simt::kWarp ? source : lane);
+}
+
 template <typename T>
 T __shfl_up_sync(unsigned lanes, T value, unsigned delta) {
   const unsigned lane = threadIdx.x % pns::simt::kWarp;
-  return pns::simt::exchange(lanes, value, [=](const uint64_t* slots) {
-    return static_cast<T>(slots[lane >= delta ? lane - delta : lane]);
-  });
+  return pns_shuffle(lanes, value, static_cast<int>(lane >= delta ? lane - delta : lane));
 }
 
 template <typename T>
 T __shfl_sync(unsigned lanes, T value, int source) {
-  return pns::simt::exchange(lanes, value, [=](const uint64_t* slots) { return static_cast<T>(slots[source]); });
+  return pns_shuffle(lanes, value, source % pns::simt::kWarp);
 }
 
 inline unsigned __ballot_sync(unsigned lanes, bool is_set) {
@@ -206,12 +243,42 @@ inline unsigned __ballot_sync(unsigned lanes, bool is_set) {
   });
 }
 
+inline bool __any_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) != 0; }
+inline bool __all_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) == 0xFFFFFFFFu; }
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline void __threadfence() {}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
 
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
   *address += value;
+  return old;
+}
+
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  if (value > old) *address = value;
+  return old;
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
+  return old;
+}
+template <typename T>
+T atomicOr(T* address, T value) {
+  const T old = *address;
+  *address |= value;
   return old;
 }
 
@@ -228,6 +295,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaSetDevice(int device) {
   pns::simt::machine().device = device;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* address, int value, size_t n_bytes, cudaStream_t) {
@@ -247,6 +318,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   if (m.last_error != cudaSuccess) return m.last_error;
   m.body = [&] { kernel(args...); };
+  m.shared.resize((config->dynamicSmemBytes + sizeof(float4) - 1) / sizeof(float4));
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   for (unsigned y = 0; y < gridDim.y; ++y) {

@@ -360,7 +360,7 @@ size_t workspace_bytes(int64_t n_rows, const Plan& plan) {
 void launch_rows(const Rows& rows, const Plan& plan, cudaStream_t stream) {
   const int64_t max_grid = (int64_t{1} << 31) - 1;
   const dim3 grid(static_cast<unsigned>(std::min(rows.n_rows, max_grid)));
-  cuda_launch("topk_mask", grid, plan.n_threads, stream, topk_rows_kernel, rows, plan);
+  cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_rows_kernel, rows, plan);
 }
 
 // Rows in grid.y: at most 65,535. There are fewer than kRowsFillDevice, or each is longer than kMaxChunk and 2^16 of
@@ -373,9 +373,9 @@ void launch_chunks(const Rows& rows, const Plan& plan, void* workspace, cudaStre
   cuda_check("topk_mask", cudaMemsetAsync(w.totals, 0, selections_at, stream));
   const dim3 grid(static_cast<unsigned>(plan.n_blocks), static_cast<unsigned>(rows.n_rows));
   for (int pass = 0; pass < ChunkDigits::kPasses; ++pass) {
-    cuda_launch("topk_mask", grid, plan.n_threads, stream, topk_count_kernel, rows, plan, w, pass);
+    cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_count_kernel, rows, plan, w, pass);
   }
-  cuda_launch("topk_mask", grid, plan.n_threads, stream, topk_write_kernel, rows, plan, w);
+  cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_write_kernel, rows, plan, w);
 }
 
 void launch_plan(const CudaTopkMaskParams& p, const Plan& plan) {

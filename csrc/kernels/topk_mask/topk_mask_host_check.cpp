@@ -10,26 +10,13 @@
 #include <numeric>
 #include <random>
 
+#include "core/host_check.h"
+
 namespace pns {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr size_t kGuard = 64;  // bytes around mask and workspace that must stay as they were
-constexpr uint8_t kPoison = 0xA5;
-
-int n_cases = 0;
-
-#define REQUIRE(condition, ...)                               \
-  do {                                                        \
-    if (!(condition)) {                                       \
-      std::fprintf(stderr, "%s is false: ", #condition);      \
-      std::fprintf(stderr, __VA_ARGS__);                      \
-      std::fprintf(stderr, "\n");                             \
-      std::exit(1);                                           \
-    }                                                         \
-  } while (0)
-
 struct Kind {
   const char* name;
   std::function<float(std::mt19937&, int64_t i, int64_t n)> score;
@@ -81,19 +68,6 @@ std::vector<uint8_t> expected_mask(const float* scores, int64_t n, int64_t keep,
   }
   return mask;
 }
-
-struct Guarded {
-  Guarded(size_t n_bytes, size_t offset) : bytes(n_bytes + 2 * kGuard, kPoison), at(kGuard + offset), size(n_bytes) {}
-  uint8_t* data() { return bytes.data() + at; }
-  bool is_intact() const {
-    for (size_t i = 0; i < bytes.size(); ++i) {
-      if ((i < at || i >= at + size) && bytes[i] != kPoison) return false;
-    }
-    return true;
-  }
-  std::vector<uint8_t> bytes;
-  size_t at, size;
-};
 
 // Forced plan: nullptr for the one the kernel would take itself.
 void check(const Kind& kind, int64_t n_rows, int64_t n, int64_t keep, Ties ties, int64_t offset, const Plan* forced) {
@@ -162,7 +136,7 @@ void check_row_loop() {
   std::vector<uint8_t> mask(n_rows * n, kPoison);
   const Rows rows{scores.data(), mask.data(), n_rows, n, keep, true};
   const Plan plan = make_plan(n_rows, n);
-  cuda_launch("topk_mask", dim3(2), plan.n_threads, nullptr, topk_rows_kernel, rows, plan);
+  cuda_launch("topk_mask", {dim3(2), plan.n_threads, nullptr}, topk_rows_kernel, rows, plan);
   for (int64_t row = 0; row < n_rows; ++row) {
     const auto expected = expected_mask(scores.data() + row * n, n, keep, Ties::kIndex);
     REQUIRE(std::equal(expected.begin(), expected.end(), mask.begin() + row * n), "row %lld", (long long)row);
