@@ -35,6 +35,7 @@ struct CudaLaunch {
   int n_threads;
   cudaStream_t stream;
   size_t shared_bytes = 0;  // dynamic; above 48 KB the kernel's limit is raised
+  int cluster = 1;          // blocks a cluster
 };
 
 // Launches without synchronising; `name` is what an error says. A function instead of <<<>>>, so that the same source
@@ -51,6 +52,14 @@ void cuda_launch(const char* name, const CudaLaunch& launch, void (*kernel)(Para
   config.blockDim = dim3(static_cast<unsigned>(launch.n_threads));
   config.stream = launch.stream;
   config.dynamicSmemBytes = launch.shared_bytes;
+#ifndef PNS_EMULATE_CUDA
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(launch.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = launch.cluster > 1 ? 1 : 0;
+#endif
   cuda_check(name, cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
   cuda_check(name, cudaPeekAtLastError());
 }

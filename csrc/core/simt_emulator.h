@@ -246,6 +246,8 @@ inline unsigned __ballot_sync(unsigned lanes, bool is_set) {
 inline bool __any_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) != 0; }
 inline bool __all_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) == 0xFFFFFFFFu; }
 
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ._library import check_callback, check_same_device, check_shape, check_tensor, library, not_on_cuda, pointer
+from . import _mlp_trainer_cuda
+from ._library import check_callback, check_same_device, check_shape, check_tensor, library, pointer
 
 _OPTIONS = (
     "str loss, int epochs, int batch_size, str optimizer, float lr, float beta1, float beta2=0.999, float eps=1e-8, "
@@ -139,7 +140,7 @@ def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, 
     check_same_device(parameters=parameters, mask=mask, dataset=dataset, keys=keys, scores=scores, **data)
 
 
-def _mlp_trainer_cpu(
+def _mlp_trainer(
     parameters,
     mask,
     widths,
@@ -184,26 +185,35 @@ def _mlp_trainer_cpu(
         "x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test,
     }  # fmt: skip
     return _run(
-        tensors, widths, loss, optimizer, schedule,
-        epochs=epochs, batch_size=batch_size, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
-        step_epochs=step_epochs, gamma=gamma, density=density, anneal=anneal,
-        dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from, progress=_take_progress(),
+        tensors, list(widths), loss=loss, optimizer=optimizer, schedule=schedule, epochs=epochs, batch_size=batch_size,
+        lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, step_epochs=step_epochs, gamma=gamma,
+        density=density, anneal=anneal, dense_from=dense_from,
     )  # fmt: skip
 
 
-def _run(tensors: dict, widths, loss: str, optimizer: str, schedule: str, **others):
-    """Allocates the outputs and hands every pointer down; the arguments have been checked.
+def _run(tensors: dict, widths: list[int], **options):
+    """The checked arguments to the device's trainer."""
+    given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
+    is_cuda, progress = given["parameters"].is_cuda, _take_progress()
+    if options["dense_from"] is None:
+        options["dense_from"] = _native.cuda().MLP_DENSE_FROM if is_cuda else _native.cpu.DENSE_FROM
+    for split in ("train", "test"):  # the kernels take either labels or targets
+        y = given[f"y_{split}"]
+        is_label = y.dtype == torch.int64
+        given[f"label_{split}"] = y if is_label else None
+        given[f"y_{split}"] = None if is_label else y
+    return (_mlp_trainer_cuda.run if is_cuda else _run_cpu)(given, widths, options, progress)
+
+
+def _run_cpu(given: dict, widths: list[int], options: dict, progress):
+    """Allocates the outputs and hands every pointer down.
 
     The kernel fills every output: a copy by torch would leave its threads spinning for a while beside ours.
     """
-    given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
-    parameters, epochs, scores = given["parameters"], others["epochs"], given["scores"]
+    parameters, epochs, scores = given["parameters"], options["epochs"], given["scores"]
     n = len(parameters)
-    for split in ("train", "test"):  # the kernel takes labels as int32, and either labels or targets
-        y = given[f"y_{split}"]
-        is_label = y.dtype == torch.int64
-        given[f"label_{split}"] = y.to(torch.int32) if is_label else None
-        given[f"y_{split}"] = None if is_label else y
+    for name in ("label_train", "label_test"):
+        given[name] = None if given[name] is None else given[name].to(torch.int32)
     out = {
         "parameters_out": torch.empty_like(parameters),
         "scores_out": parameters.new_empty(0) if scores is None else torch.empty_like(scores),
@@ -212,22 +222,25 @@ def _run(tensors: dict, widths, loss: str, optimizer: str, schedule: str, **othe
         "test_loss": torch.zeros(n, epochs + 1, dtype=torch.float64),
         "metric": torch.zeros(n, epochs + 1, dtype=torch.float64),
     }
+    codes = {
+        "loss": _native.cpu.LOSSES[options["loss"]],
+        "optimizer": _native.cpu.OPTIMIZERS[options["optimizer"]],
+        "schedule": _native.cpu.SCHEDULES[options["schedule"]],
+    }
     _native.cpu.mlp_trainer(
-        widths=list(widths),
+        widths=widths,
         n_networks=n,
         n_train=given["x_train"].shape[1],
         n_test=given["x_test"].shape[1],
-        loss=_native.cpu.LOSSES[loss],
-        optimizer=_native.cpu.OPTIMIZERS[optimizer],
-        schedule=_native.cpu.SCHEDULES[schedule],
         n_threads=torch.get_num_threads(),
-        **others,
+        progress=progress,
+        **(options | codes),
         **{name: pointer(tensor) for name, tensor in (given | out).items()},
     )
     return tuple(out.values())
 
 
-def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
+def _mlp_gradients(parameters, mask, widths, x, y, dataset, *, loss, dense_from=None):
     _check_networks(parameters, mask, widths, dataset, loss)
     _check_samples("", x, y, widths, loss, None)
     if x.shape[1] == 0:
@@ -241,18 +254,16 @@ def _mlp_gradients_cpu(parameters, mask, widths, x, y, dataset, *, loss, dense_f
         "x_train": x, "y_train": y, "x_test": x, "y_test": y,
     }  # fmt: skip
     gradient, *_ = _run(
-        tensors, widths, loss, "gradient", "constant",
-        epochs=1, batch_size=x.shape[1], lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, step_epochs=1,
-        gamma=1.0, density=1.0, anneal=False, dense_from=_native.cpu.DENSE_FROM if dense_from is None else dense_from,
-        progress=None,
+        tensors, list(widths), loss=loss, optimizer="gradient", schedule="constant", epochs=1, batch_size=x.shape[1],
+        lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, step_epochs=1, gamma=1.0, density=1.0, anneal=False,
+        dense_from=dense_from,
     )  # fmt: skip
     return gradient
 
 
-library.impl("mlp_trainer", _mlp_trainer_cpu, "CPU")
-library.impl("mlp_trainer", not_on_cuda("mlp_trainer"), "CUDA")
-library.impl("mlp_gradients", _mlp_gradients_cpu, "CPU")
-library.impl("mlp_gradients", not_on_cuda("mlp_gradients"), "CUDA")
+for _device in ("CPU", "CUDA"):
+    library.impl("mlp_trainer", _mlp_trainer, _device)
+    library.impl("mlp_gradients", _mlp_gradients, _device)
 
 
 @torch.library.register_fake("pns_fast::mlp_trainer", lib=library)
@@ -311,6 +322,10 @@ def mlp_trainer(
     ``torch.get_num_threads()`` threads, and the steps of a large network among threads that would be idle; results
     depend neither on that nor on the other networks of the call. A network stops after an epoch whose mean train loss
     is not finite; the others go on.
+
+    On CUDA a block or a cluster of blocks trains a network; batches are the same, results agree with the CPU's but for
+    rounding, are the same in every run, and lie on the device. A call waits for the device after every quarter of a
+    second of training, so it cannot be captured in a CUDA graph.
 
     Args:
         parameters: float32 ``[N, P]``, flat layout ``[W1 | b1 | W2 | b2 ...]``, each W row-major ``[O, I]``.

@@ -1,0 +1,544 @@
+// mlp_trainer on CUDA: a block, or a cluster, owns a network for a range of epochs: drawing batches, gathering, forward,
+// backward, optimiser and evaluation without a launch in between.
+//
+// A step is 2 L + 3 phases with a barrier after each: forward a layer a phase, loss (by the first warp, while the others
+// gather the next batch), then gradients and update of layer l together with the delta of layer l - 1, which needs the
+// old weights of layer l - 1 only. What a step reads and writes lies in shared memory (kShared), but for the moments
+// where these do not fit (kStreamed); device memory is read for the samples only. Dense (2, 100, 100, 100, 4) at batch 32: 84 KB
+// of weights, 87 KB of activations, 165 KB of moments that stream from L2; at density 0.1: 27 + 87 + 19 KB, all shared.
+// 8 KB of shared memory are edge-popup's counters. Registers: at most 128 a thread (kGlobal: 255).
+#include "kernels/mlp_trainer/mlp_trainer_cuda.h"
+
+#include <algorithm>
+
+#include "core/cuda_check.cuh"
+#include "kernels/mlp_trainer/network_step.cuh"
+#include "kernels/mlp_trainer/score_selection.cuh"
+
+namespace pns {
+namespace trainer {
+namespace {
+
+constexpr int kMostThreads = 512;    // of 128 registers; a multiprocessor has room for as many, in one block or several
+constexpr int kGlobalThreads = 256;  // addresses of 64 bits: up to 255 registers
+constexpr int kBuildThreads = 256;
+constexpr int64_t kBlockBytes = 9728;  // of shared memory that a training block takes beside the dynamic
+
+#ifdef PNS_EMULATE_CUDA
+__device__ unsigned cluster_rank() { return 0; }
+__device__ void cluster_sync() {}
+#else
+__device__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+// Everything before it, in global memory too, is seen by the cluster after it.
+__device__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  __threadfence();
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  __threadfence();
+#endif
+}
+#endif
+
+// One split of the network's data set.
+struct Samples {
+  int64_t n;
+  const float* x;
+  const int64_t* label;
+  const float* y;
+};
+
+// What a block's threads look up rarely: kept out of their registers.
+struct Session {
+  ImageSizes sizes;
+  Samples train, test;
+  Shuffle shuffle;
+};
+
+// A team's view of its network. Every member function is called by all of its threads.
+template <Residence kResidence>
+class Training {
+ public:
+  __device__ Training(const CudaTrainer& trainer, const CudaTrainRange& range, unsigned char* shared, Session* session)
+      : t_(trainer), session_(*session), n_layers_(static_cast<int>(trainer.n_layers)),
+        n_blocks_(static_cast<int>(range.n_blocks)),
+        rank_(kResidence == Residence::kGlobal ? static_cast<int>(cluster_rank()) : 0),
+        network_(range.networks[blockIdx.x / n_blocks_]), batch_(static_cast<int>(trainer.batch_size)) {
+    const int n_warps = blockDim.x / kWarp;
+    team_ = {rank_ * n_warps + static_cast<int>(threadIdx.x) / kWarp, n_blocks_ * n_warps,
+             static_cast<int>(threadIdx.x) % kWarp, (batch_ + kTile - 1) / kTile};
+    image_ = t_.images + t_.image_at[network_];
+    n_out_ = t_.widths[n_layers_];
+    find_memory(shared);
+  }
+
+  __device__ void run(const CudaTrainRange& range) {
+    load();
+    if (t_.scores != nullptr) select(static_cast<int>(range.first));
+    const bool is_gradient = static_cast<Optimizer>(t_.optimizer) == Optimizer::kGradient;
+    if (range.first == 0 && !is_gradient) evaluate(0);
+    for (int64_t epoch = range.first; epoch < range.last; ++epoch) {
+      if (!train_epoch(epoch)) {
+        if (is_first_thread()) t_.stopped[network_] = 1;
+        break;
+      }
+      if (!is_gradient) evaluate(epoch + 1);
+    }
+    unload();
+  }
+
+ private:
+  __device__ bool is_first_thread() const { return team_.warp == 0 && team_.lane == 0; }
+  __device__ bool is_first_warp() const { return team_.warp == 0; }
+  __device__ int team_thread() const { return team_.warp * kWarp + team_.lane; }
+
+  __device__ void sync() const {
+    if (kResidence == Residence::kGlobal && n_blocks_ > 1) {
+      cluster_sync();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  // Shared memory: [core, which begins with the layers][activations][state], as far as they live there.
+  __device__ void find_memory(unsigned char* shared) {
+    if (threadIdx.x == 0) {
+      session_.sizes = lay_out(t_, t_.widths, t_.counts + network_ * 2 * n_layers_, nullptr);
+      session_.train = samples(t_.n_train, t_.x_train, t_.label_train, t_.y_train);
+      session_.test = samples(t_.n_test, t_.x_test, t_.label_test, t_.y_test);
+    }
+    __syncthreads();
+    const ImageSizes& sizes = session_.sizes;
+    m_.layers = reinterpret_cast<const ImageLayer*>(shared);
+    m_.stride4 = activation_stride(t_) / 4;
+    if (kResidence == Residence::kGlobal) {
+      m_.core = image_, m_.state = image_ + sizes.core;
+      m_.activations = m_.state + sizes.state + sizes.live;
+    } else {
+      m_.core = shared, m_.activations = shared + sizes.core;
+      m_.state = kResidence == Residence::kShared ? m_.activations + sizes.activations : image_ + sizes.core;
+    }
+  }
+
+  __device__ static void copy(unsigned char* to, const unsigned char* from, int64_t bytes) {
+    for (int64_t k = threadIdx.x; k < bytes / 16; k += blockDim.x) {
+      reinterpret_cast<float4*>(to)[k] = reinterpret_cast<const float4*>(from)[k];
+    }
+  }
+
+  __device__ void load() {
+    PNS_DYNAMIC_SHARED(shared);
+    if (kResidence == Residence::kGlobal) {
+      copy(shared, image_, round_up(n_layers_ * sizeof(ImageLayer), 16));
+    } else {
+      copy(m_.core, image_, session_.sizes.core);
+    }
+    if (kResidence == Residence::kShared) copy(m_.state, image_ + session_.sizes.core, session_.sizes.state);
+    // Lanes behind the batch and rows behind the last neuron: zero for good.
+    for (int64_t k = team_thread(); k < session_.sizes.activations / 16; k += team_.n_warps * kWarp) {
+      reinterpret_cast<float4*>(m_.activations)[k] = splat(0);
+    }
+    sync();
+  }
+
+  __device__ void unload() {
+    sync();
+    if (kResidence != Residence::kGlobal) copy(image_, m_.core, session_.sizes.core);
+    if (kResidence == Residence::kShared) copy(image_ + session_.sizes.core, m_.state, session_.sizes.state);
+  }
+
+  __device__ Samples samples(int64_t n, const float* x, const int64_t* label, const float* y) const {
+    const int64_t at = t_.dataset[network_] * n;
+    return {n, x + at * t_.widths[0], label == nullptr ? nullptr : label + at, y == nullptr ? nullptr : y + at * n_out_};
+  }
+
+  // Two sets of everything a batch needs: one is worked on, the other is being gathered.
+  __device__ float4* input(int set) const { return m_.rows(set * static_cast<int>(round_up(t_.widths[0], 4))); }
+  __device__ float* target(int set) const { return reinterpret_cast<float*>(m_.rows(session_.sizes.target + set * n_out_)); }
+  __device__ int32_t* labels(int set) const { return integers() + set * team_.n_tiles * kTile; }
+  __device__ int32_t* order(int set) const { return integers() + (2 + set) * team_.n_tiles * kTile; }
+  __device__ int32_t* integers() const { return reinterpret_cast<int32_t*>(m_.activations + session_.sizes.integers); }
+  __device__ double* sums() const { return reinterpret_cast<double*>(m_.activations + session_.sizes.sums); }
+  __device__ float4* delta(int l) const { return m_.rows(session_.sizes.delta + l % 3 * session_.sizes.delta_rows); }
+  __device__ const float4* layer_input(int l, int set) const {
+    return l == 0 ? input(set) : m_.rows(m_.layers[l - 1].output);
+  }
+
+  // The samples at `begin` and after in the epoch's order, for threads thread, thread + n_threads, ...
+  __device__ void draw(int64_t begin, int set, int thread, int n_threads) const {
+    const Shuffle& shuffle = session_.shuffle;
+    for (int b = thread; b < batch_; b += n_threads) {
+      if (begin + b < shuffle.n) order(set)[b] = shuffled(shuffle, static_cast<uint32_t>(begin + b));
+    }
+  }
+
+  // Batch `begin` .. of data into set; in the order drawn, or as they come.
+  __device__ void gather(const Samples& data, int64_t begin, bool is_drawn, int set, int thread, int n_threads) const {
+    const int n_batch = batch_at(data, begin), n_in = t_.widths[0], stride = 4 * m_.stride4;
+    auto index = [&](int b) { return is_drawn ? int64_t{order(set)[b]} : begin + b; };
+    float* x = reinterpret_cast<float*>(input(set));
+    for (int k = thread; k < batch_ * n_in; k += n_threads) {
+      const int b = k / n_in, f = k % n_in;
+      x[f * stride + b] = b < n_batch ? data.x[index(b) * n_in + f] : 0;
+    }
+    for (int b = thread; b < n_batch && data.label != nullptr; b += n_threads) {
+      labels(set)[b] = static_cast<int32_t>(data.label[index(b)]);
+    }
+    for (int k = thread; k < n_batch * n_out_ && data.y != nullptr; k += n_threads) {
+      const int b = k / n_out_, o = k % n_out_;
+      target(set)[o * stride + b] = data.y[index(b) * n_out_ + o];
+    }
+  }
+
+  __device__ int batch_at(const Samples& data, int64_t begin) const {
+    return data.n - begin < batch_ ? static_cast<int>(data.n - begin) : batch_;
+  }
+
+  __device__ void forward(int set) {
+    for (int l = 0; l < n_layers_; ++l) {
+      forward_layer(m_, team_, m_.layers[l], layer_input(l, set), l + 1 == n_layers_);
+      sync();
+    }
+  }
+
+  // By the first warp: this lane's part of the loss; writes the last layer's delta if asked to.
+  __device__ double loss(int n_batch, int set, bool writes_delta) {
+    const int stride = 4 * m_.stride4;
+    const float* output = reinterpret_cast<const float*>(m_.rows(m_.layers[n_layers_ - 1].output));
+    float* d = reinterpret_cast<float*>(delta(n_layers_ - 1));
+    double sum = 0;
+    for (int b = team_.lane; b < team_.n_tiles * kTile; b += kWarp) {
+      const bool is_sample = b < n_batch;
+      if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
+        const int label = is_sample ? labels(set)[b] : -1;
+        float largest = output[b], total = 0;
+        for (int c = 1; c < n_out_; ++c) largest = fmaxf(largest, output[c * stride + b]);
+        for (int c = 0; c < n_out_; ++c) total += expf(output[c * stride + b] - largest);
+        const float scale = 1.0f / (total * n_batch);
+        for (int c = 0; c < n_out_; ++c) {
+          const float z = output[c * stride + b] - largest;
+          if (c == label) sum += double{logf(total)} - z;
+          if (writes_delta) d[c * stride + b] = is_sample ? expf(z) * scale - (c == label ? 1.0f / n_batch : 0) : 0;
+        }
+      } else {
+        for (int o = 0; o < n_out_; ++o) {
+          const float difference = is_sample ? output[o * stride + b] - target(set)[o * stride + b] : 0;
+          sum += double{difference} * difference / n_out_;
+          if (writes_delta) d[o * stride + b] = difference * (2.0f / (n_batch * n_out_));
+        }
+      }
+    }
+    return sum;
+  }
+
+  __device__ static double warp_sum(double x) {
+    for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+    return x;
+  }
+
+  __device__ void backward(int set, const Rule& rule) {
+    const int last = n_layers_ - 1;
+    if (last > 0) {
+      Turn turn{team_.warp, team_.n_warps};
+      input_delta(m_, team_, m_.layers[last], layer_input(last, set), delta(last), delta(last - 1), &turn);
+      sync();
+    }
+    for (int l = last; l >= 0; --l) {
+      Turn turn{team_.warp, team_.n_warps};
+      update_layer(t_, m_, team_, m_.layers[l], layer_input(l, set), delta(l), rule, &turn);
+      if (l > 1) input_delta(m_, team_, m_.layers[l - 1], layer_input(l - 1, set), delta(l - 1), delta(l - 2), &turn);
+      sync();
+    }
+  }
+
+  __device__ Rule rule_of(int64_t n_updates) const {
+    const float* rates = t_.rates + 3 * n_updates;
+    return {static_cast<Optimizer>(t_.optimizer),
+            rates[0],
+            rates[1],
+            rates[2],
+            static_cast<float>(t_.beta1),
+            static_cast<float>(1 - t_.beta1),
+            static_cast<float>(t_.beta2),
+            static_cast<float>(1 - t_.beta2),
+            static_cast<float>(t_.eps),
+            static_cast<float>(t_.weight_decay)};
+  }
+
+  // False: the mean train loss is not finite.
+  __device__ bool train_epoch(int64_t epoch) {
+    const Samples& data = session_.train;
+    if (threadIdx.x == 0) {
+      session_.shuffle = make_shuffle(static_cast<uint32_t>(data.n), static_cast<uint64_t>(t_.keys[2 * network_]),
+                             static_cast<uint32_t>(t_.keys[2 * network_ + 1]), static_cast<uint32_t>(epoch));
+    }
+    if (t_.scores != nullptr) select(static_cast<int>(epoch));
+    __syncthreads();
+    const int thread = team_thread(), n_threads = team_.n_warps * kWarp;
+    draw(0, 0, thread, n_threads);
+    draw(batch_, 1, thread, n_threads);
+    sync();
+    gather(data, 0, true, 0, thread, n_threads);
+    sync();
+    const int64_t n_steps = (data.n + batch_ - 1) / batch_;
+    double sum = 0;
+    for (int64_t step = 0; step < n_steps; ++step) {
+      const int set = step & 1;
+      const int64_t begin = step * batch_;
+      forward(set);
+      if (is_first_warp()) {
+        sum += loss(batch_at(data, begin), set, true);
+      } else if (step + 1 < n_steps) {
+        gather(data, begin + batch_, true, 1 - set, thread - kWarp, n_threads - kWarp);
+        draw(begin + 2 * batch_, set, thread - kWarp, n_threads - kWarp);
+      }
+      sync();
+      backward(set, rule_of(epoch * n_steps + step));
+      if (t_.scores != nullptr) select(static_cast<int>(epoch));
+    }
+    const double mean = warp_sum(sum) / static_cast<double>(data.n);
+    if (is_first_thread()) {
+      t_.train_loss[network_ * t_.epochs + epoch] = mean;
+      sums()[0] = mean;
+    }
+    sync();
+    const bool is_finite = sums()[0] - sums()[0] == 0;
+    sync();
+    return is_finite;
+  }
+
+  __device__ void evaluate(int64_t column) {
+    const Samples& data = session_.test;
+    const int thread = team_thread(), n_threads = team_.n_warps * kWarp;
+    if (is_first_warp()) {
+      for (int k = team_.lane; k < 3 * n_out_; k += kWarp) sums()[k] = 0;
+    }
+    gather(data, 0, false, 0, thread, n_threads);
+    sync();
+    double total = 0;
+    int n_correct = 0;
+    for (int64_t begin = 0, set = 0; begin < data.n; begin += batch_, set = 1 - set) {
+      forward(static_cast<int>(set));
+      if (is_first_warp()) {
+        total += loss(batch_at(data, begin), static_cast<int>(set), false);
+        n_correct += add_metric(batch_at(data, begin), static_cast<int>(set));
+      } else if (begin + batch_ < data.n) {
+        gather(data, begin + batch_, false, static_cast<int>(1 - set), thread - kWarp, n_threads - kWarp);
+      }
+      sync();
+    }
+    if (is_first_warp()) write_test(data, column, warp_sum(total), warp_sum(n_correct));
+    sync();
+  }
+
+  // By the first warp: this lane's correct samples, or the sums of squares for the best factor of each output.
+  __device__ int add_metric(int n_batch, int set) {
+    const int stride = 4 * m_.stride4;
+    const float* output = reinterpret_cast<const float*>(m_.rows(m_.layers[n_layers_ - 1].output));
+    int n_correct = 0;
+    if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
+      for (int b = team_.lane; b < n_batch; b += kWarp) {
+        int best = 0;
+        for (int c = 1; c < n_out_; ++c) best = output[c * stride + b] > output[best * stride + b] ? c : best;
+        n_correct += best == labels(set)[b];
+      }
+      return n_correct;
+    }
+    for (int o = 0; o < n_out_; ++o) {
+      double yy = 0, fy = 0, ff = 0;
+      for (int b = team_.lane; b < n_batch; b += kWarp) {
+        const double f = output[o * stride + b], y = target(set)[o * stride + b];
+        yy += y * y, fy += f * y, ff += f * f;
+      }
+      yy = warp_sum(yy), fy = warp_sum(fy), ff = warp_sum(ff);
+      double* s = sums() + 3 * o;
+      if (team_.lane == 0) s[0] += yy, s[1] += fy, s[2] += ff;
+    }
+    return 0;
+  }
+
+  __device__ void write_test(const Samples& data, int64_t column, double total, double n_correct) {
+    __syncwarp();
+    if (team_.lane != 0) return;
+    const int64_t at = network_ * (t_.epochs + 1) + column;
+    t_.test_loss[at] = total / static_cast<double>(data.n);
+    if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
+      t_.metric[at] = n_correct / static_cast<double>(data.n);
+      return;
+    }
+    double squares = 0;
+    for (int o = 0; o < n_out_; ++o) {
+      const double *s = sums() + 3 * o, yy = s[0], fy = s[1], ff = s[2];
+      squares += yy - (ff > 0 ? fy * fy / ff : 0 * ff);
+    }
+    t_.metric[at] = squares / static_cast<double>(data.n * n_out_);
+  }
+
+  // Puts the top of |score| in force: weights and biases of each layer apart, shared out among the blocks.
+  __device__ void select(int epoch) {
+    const int32_t* keep = t_.keep + 2 * n_layers_ * epoch;
+    for (int part = rank_; part < 2 * n_layers_; part += n_blocks_) {
+      const ImageLayer& layer = m_.layers[part / 2];
+      if (part % 2 == 0) {
+        const ScorePart scores{m_.of_state(layer, kScore), layer.n_rows, layer.n_columns, layer.row_stride};
+        enforce(scores, keep[part], m_.of_state(layer, kFrozen), m_.template of_core<float>(layer.weight));
+      } else {
+        const ScorePart scores{m_.of_bias_state(t_, layer, kScore), 1, layer.n_rows, layer.n_rows};
+        enforce(scores, keep[part], m_.of_bias_state(t_, layer, kFrozen), m_.template of_core<float>(layer.bias));
+      }
+    }
+    sync();
+  }
+
+  __device__ static void enforce(const ScorePart& part, int keep, const float* frozen, float* in_force) {
+    const Threshold threshold = find_threshold(part, keep);
+    for (int k = threadIdx.x; k < part.n_stored(); k += blockDim.x) {
+      in_force[k] = threshold.holds(magnitude_key(part.score[k]), k) ? frozen[k] : 0;  // padding: frozen is 0
+    }
+    __syncthreads();
+  }
+
+  const CudaTrainer& t_;
+  Session& session_;
+  const int n_layers_, n_blocks_, rank_;
+  const int64_t network_;
+  const int batch_;
+  int n_out_;
+  Team team_;
+  Memory<kResidence> m_;
+  unsigned char* image_;
+};
+
+__global__ void __launch_bounds__(kBuildThreads, 1) mlp_measure_kernel(CudaTrainer t) {
+  const FlatNetwork net(t, blockIdx.x);
+  find_live(t, net);
+  count_live(t, net);
+}
+
+__global__ void __launch_bounds__(kBuildThreads, 1) mlp_build_kernel(CudaTrainer t) {
+  int64_t n_neurons = 0;
+  for (int l = 0; l <= t.n_layers; ++l) n_neurons += t.widths[l];
+  build_network(t, blockIdx.x, t.ranks + blockIdx.x * n_neurons);
+}
+
+__global__ void __launch_bounds__(kMostThreads, 1) mlp_train_shared_kernel(CudaTrainer t, CudaTrainRange range) {
+  PNS_DYNAMIC_SHARED(shared);
+  __shared__ Session session;
+  if (t.stopped[range.networks[blockIdx.x]] != 0) return;
+  Training<Residence::kShared>(t, range, shared, &session).run(range);
+}
+
+__global__ void __launch_bounds__(kMostThreads, 1) mlp_train_streamed_kernel(CudaTrainer t, CudaTrainRange range) {
+  PNS_DYNAMIC_SHARED(shared);
+  __shared__ Session session;
+  if (t.stopped[range.networks[blockIdx.x]] != 0) return;
+  Training<Residence::kStreamed>(t, range, shared, &session).run(range);
+}
+
+__global__ void __launch_bounds__(kGlobalThreads, 1) mlp_train_global_kernel(CudaTrainer t, CudaTrainRange range) {
+  PNS_DYNAMIC_SHARED(shared);
+  __shared__ Session session;
+  if (t.stopped[range.networks[blockIdx.x / range.n_blocks]] != 0) return;
+  Training<Residence::kGlobal>(t, range, shared, &session).run(range);
+}
+
+// Edge-popup's mask: the top of the final scores at the final density.
+__device__ void store_mask(const CudaTrainer& t, int64_t i) {
+  const unsigned char* image = t.images + t.image_at[i];
+  const ImageLayer* layers = reinterpret_cast<const ImageLayer*>(image);
+  __shared__ ImageSizes sizes;
+  if (threadIdx.x == 0) sizes = lay_out(t, t.widths, t.counts + i * 2 * t.n_layers, nullptr);
+  __syncthreads();
+  const int32_t* keep = t.keep + 2 * t.n_layers * (t.epochs > 0 ? t.epochs - 1 : 0);
+  for (int part = 0; part < 2 * t.n_layers; ++part) {
+    const ImageLayer& layer = layers[part / 2];
+    const float* of_layer = reinterpret_cast<const float*>(image + sizes.core + static_cast<size_t>(layer.state) * 16);
+    const int64_t stride = state_stride(layer.n_stored);
+    const bool is_weights = part % 2 == 0;
+    const float* score = is_weights ? of_layer + kScore * stride
+                                    : of_layer + n_states(t) * stride + kScore * state_stride(layer.n_rows);
+    const ScorePart scores = is_weights ? ScorePart{score, layer.n_rows, layer.n_columns, layer.row_stride}
+                                        : ScorePart{score, 1, layer.n_rows, layer.n_rows};
+    const Threshold threshold = find_threshold(scores, keep[part]);
+    uint8_t* out = t.mask_out + i * t.n_parameters + (is_weights ? layer.weight_at : layer.bias_at);
+    for (int k = threadIdx.x; k < scores.n_stored(); k += blockDim.x) {
+      if (scores.is_padding(k)) continue;
+      out[k / scores.stride * scores.n_columns + k % scores.stride] = threshold.holds(magnitude_key(score[k]), k);
+    }
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(kBuildThreads, 1) mlp_store_kernel(CudaTrainer t) {
+  store_network(t, blockIdx.x);
+  if (t.scores != nullptr) store_mask(t, blockIdx.x);
+}
+
+template <typename... Params, typename... Args>
+void launch_each_network(const CudaTrainer& t, void (*kernel)(Params...), Args&&... args) {
+  if (t.n_networks == 0) return;
+  const CudaDeviceGuard guard("mlp_trainer", t.device);
+  cuda_launch("mlp_trainer", {dim3(static_cast<unsigned>(t.n_networks)), kBuildThreads, t.stream}, kernel, args...);
+}
+
+// As many blocks a multiprocessor as its shared memory holds share its threads; each takes 1 KB and the static 8.4 KB more.
+int threads_of(Residence residence, int64_t shared_bytes, int64_t max_shared_bytes) {
+  if (residence == Residence::kGlobal) return kGlobalThreads;
+  const int64_t n_blocks = (max_shared_bytes + kBlockBytes) / (shared_bytes + kBlockBytes);
+  return n_blocks >= 4 ? kMostThreads / 4 : n_blocks >= 2 ? kMostThreads / 2 : kMostThreads;
+}
+
+}  // namespace
+}  // namespace trainer
+
+CudaNetworkPlan plan_cuda_network(const CudaTrainer& t, const int32_t* widths, const int32_t* counts,
+                                  int64_t max_shared_bytes) {
+  const trainer::ImageSizes sizes = trainer::lay_out(t, widths, counts, nullptr);
+  CudaNetworkPlan plan{};
+  plan.image_bytes = sizes.core + sizes.state + sizes.live;
+  if (sizes.core + sizes.activations + sizes.state <= max_shared_bytes) {
+    plan.residence = Residence::kShared;
+    plan.shared_bytes = sizes.core + sizes.activations + sizes.state;
+  } else if (sizes.core + sizes.activations <= max_shared_bytes) {
+    plan.residence = Residence::kStreamed;
+    plan.shared_bytes = sizes.core + sizes.activations;
+  } else {
+    plan.residence = Residence::kGlobal;
+    plan.shared_bytes = trainer::round_up(t.n_layers * sizeof(trainer::ImageLayer), 16);
+    plan.image_bytes += sizes.activations;
+  }
+  plan.n_threads = trainer::threads_of(plan.residence, plan.shared_bytes, max_shared_bytes);
+  // Cycles of a step, derived from the shared memory that each weight and 32 samples take, and 700 a phase.
+  const double n_tiles = static_cast<double>((t.batch_size + trainer::kTile - 1) / trainer::kTile);
+  plan.cost = 700.0 * (2 * t.n_layers + 3);
+  for (int64_t l = 0; l < t.n_layers; ++l) {
+    const int64_t rows = counts[2 * l], columns = l == 0 ? widths[0] : counts[2 * (l - 1)];
+    const bool is_dense = trainer::is_dense_layer(t, rows, columns, counts[2 * l + 1]);
+    plan.cost += n_tiles * (is_dense ? 1.5 * rows * columns : 6.5 * counts[2 * l + 1]);
+  }
+  return plan;
+}
+
+void launch_mlp_measure(const CudaTrainer& t) { trainer::launch_each_network(t, trainer::mlp_measure_kernel, t); }
+void launch_mlp_build(const CudaTrainer& t) { trainer::launch_each_network(t, trainer::mlp_build_kernel, t); }
+void launch_mlp_store(const CudaTrainer& t) { trainer::launch_each_network(t, trainer::mlp_store_kernel, t); }
+
+void launch_mlp_train(const CudaTrainer& t, const CudaTrainRange& range) {
+  if (range.n_group == 0) return;
+  const CudaDeviceGuard guard("mlp_trainer", t.device);
+  const CudaLaunch launch{dim3(static_cast<unsigned>(range.n_group * range.n_blocks)),
+                          static_cast<int>(range.n_threads), t.stream, static_cast<size_t>(range.shared_bytes),
+                          static_cast<int>(range.n_blocks)};
+  switch (range.residence) {
+    case Residence::kShared: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_shared_kernel, t, range);
+    case Residence::kStreamed: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_streamed_kernel, t, range);
+    case Residence::kGlobal: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_global_kernel, t, range);
+  }
+}
+
+}  // namespace pns
