@@ -62,7 +62,9 @@ void define_numbers(Fields& f) {
   f.def_readwrite("epochs", &CudaTrainer::epochs);
   f.def_readwrite("batch_size", &CudaTrainer::batch_size);
   f.def_readwrite("beta1", &CudaTrainer::beta1);
+  f.def_readwrite("one_minus_beta1", &CudaTrainer::one_minus_beta1);
   f.def_readwrite("beta2", &CudaTrainer::beta2);
+  f.def_readwrite("one_minus_beta2", &CudaTrainer::one_minus_beta2);
   f.def_readwrite("eps", &CudaTrainer::eps);
   f.def_readwrite("weight_decay", &CudaTrainer::weight_decay);
   f.def_readwrite("dense_from", &CudaTrainer::dense_from);
@@ -104,6 +106,8 @@ void bind_mlp_trainer_cuda(py::module_& m) {
   fields.def("store", &launch_mlp_store, ReleaseGil());
   m.attr("MLP_DENSE_FROM") = kCudaDenseFrom;
   m.attr("MLP_MAX_WIDTH") = kMaxCudaWidth;
+  m.attr("MLP_MOST_THREADS") = std::vector<int>{
+      most_threads(Residence::kShared), most_threads(Residence::kStreamed), most_threads(Residence::kGlobal)};
   m.attr("MLP_GLOBAL") = static_cast<int32_t>(Residence::kGlobal);
 }
 

@@ -34,7 +34,7 @@ struct CudaLaunch {
   dim3 grid;
   int n_threads;
   cudaStream_t stream;
-  size_t shared_bytes = 0;  // dynamic; above 48 KB the kernel's limit is raised
+  size_t shared_bytes = 0;  // dynamic
   int cluster = 1;          // blocks a cluster
 };
 
@@ -42,8 +42,7 @@ struct CudaLaunch {
 // compiles under the emulator.
 template <typename... Params, typename... Args>
 void cuda_launch(const char* name, const CudaLaunch& launch, void (*kernel)(Params...), Args&&... args) {
-  constexpr size_t kDefaultLimit = 48 << 10;
-  if (launch.shared_bytes > kDefaultLimit) {
+  if (launch.shared_bytes > 0) {  // with the static shared memory it may be more than the 48 KB allowed unasked
     cuda_check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           static_cast<int>(launch.shared_bytes)));
   }

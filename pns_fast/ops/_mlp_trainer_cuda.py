@@ -125,6 +125,7 @@ class _Settings:
         t.batch_size = self.batch_size
         for name in ("epochs", "beta1", "beta2", "eps", "weight_decay", "dense_from"):
             setattr(t, name, options[name])
+        t.one_minus_beta1, t.one_minus_beta2 = 1 - options["beta1"], 1 - options["beta2"]  # rounded once
         self.scratch = {
             "flags": torch.empty(n * 2 * n_neurons, dtype=torch.uint8, device=self.device),
             "ranks": torch.empty(n * n_neurons, dtype=torch.int32, device=self.device),
@@ -201,8 +202,8 @@ def _groups(plans: list[tuple], device: torch.device) -> list[_Group]:
         if residence == _native.cuda().MLP_GLOBAL:
             if properties.major >= 9:
                 n_blocks = next((c for c in _CLUSTERS if c * len(indices) <= properties.multi_processor_count), 1)
-        elif len(plans) <= properties.multi_processor_count:
-            n_threads = 512
+        elif len(plans) <= properties.multi_processor_count:  # nobody to share a multiprocessor with
+            n_threads = _native.cuda().MLP_MOST_THREADS[residence]
         networks = torch.tensor(indices, dtype=torch.int32, device=device)
         shared_bytes = max(plans[i][1] for i in indices)
         groups.append(_Group(networks, residence, shared_bytes, n_threads, n_blocks, plans[indices[0]][4]))

@@ -250,7 +250,7 @@ def _mlp_gradients(parameters, mask, widths, x, y, dataset, *, loss, dense_from=
     _check_values(y, "y", widths[-1])
     tensors = {
         "parameters": parameters, "mask": mask, "scores": None, "dataset": dataset,
-        "keys": torch.zeros(len(parameters), 2, dtype=torch.int64),
+        "keys": torch.zeros(len(parameters), 2, dtype=torch.int64, device=parameters.device),
         "x_train": x, "y_train": y, "x_test": x, "y_test": y,
     }  # fmt: skip
     gradient, *_ = _run(

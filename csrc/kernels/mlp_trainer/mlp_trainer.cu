@@ -6,7 +6,7 @@
 // old weights of layer l - 1 only. What a step reads and writes lies in shared memory (kShared), but for the moments
 // where these do not fit (kStreamed); device memory is read for the samples only. Dense (2, 100, 100, 100, 4) at batch 32: 84 KB
 // of weights, 87 KB of activations, 165 KB of moments that stream from L2; at density 0.1: 27 + 87 + 19 KB, all shared.
-// 8 KB of shared memory are edge-popup's counters. Registers: at most 128 a thread (kGlobal: 255).
+// 8 KB of shared memory are edge-popup's counters. Registers: 128 a thread (kShared), 144 (kStreamed), 218 (kGlobal).
 #include "kernels/mlp_trainer/mlp_trainer_cuda.h"
 
 #include <algorithm>
@@ -19,8 +19,6 @@ namespace pns {
 namespace trainer {
 namespace {
 
-constexpr int kMostThreads = 512;    // of 128 registers; a multiprocessor has room for as many, in one block or several
-constexpr int kGlobalThreads = 256;  // addresses of 64 bits: up to 255 registers
 constexpr int kBuildThreads = 256;
 constexpr int64_t kBlockBytes = 9728;  // of shared memory that a training block takes beside the dynamic
 
@@ -172,6 +170,7 @@ class Training {
   // The samples at `begin` and after in the epoch's order, for threads thread, thread + n_threads, ...
   __device__ void draw(int64_t begin, int set, int thread, int n_threads) const {
     const Shuffle& shuffle = session_.shuffle;
+#pragma unroll 1
     for (int b = thread; b < batch_; b += n_threads) {
       if (begin + b < shuffle.n) order(set)[b] = shuffled(shuffle, static_cast<uint32_t>(begin + b));
     }
@@ -182,14 +181,18 @@ class Training {
     const int n_batch = batch_at(data, begin), n_in = t_.widths[0], stride = 4 * m_.stride4;
     auto index = [&](int b) { return is_drawn ? int64_t{order(set)[b]} : begin + b; };
     float* x = reinterpret_cast<float*>(input(set));
+#pragma unroll 1
     for (int k = thread; k < batch_ * n_in; k += n_threads) {
       const int b = k / n_in, f = k % n_in;
       x[f * stride + b] = b < n_batch ? data.x[index(b) * n_in + f] : 0;
     }
-    for (int b = thread; b < n_batch && data.label != nullptr; b += n_threads) {
+    // From the other end: other warps, which wait for their own loads.
+#pragma unroll 1
+    for (int b = n_threads - 1 - thread; b < n_batch && data.label != nullptr; b += n_threads) {
       labels(set)[b] = static_cast<int32_t>(data.label[index(b)]);
     }
-    for (int k = thread; k < n_batch * n_out_ && data.y != nullptr; k += n_threads) {
+#pragma unroll 1
+    for (int k = n_threads - 1 - thread; k < n_batch * n_out_ && data.y != nullptr; k += n_threads) {
       const int b = k / n_out_, o = k % n_out_;
       target(set)[o * stride + b] = data.y[index(b) * n_out_ + o];
     }
@@ -200,8 +203,14 @@ class Training {
   }
 
   __device__ void forward(int set) {
+#pragma unroll 1
     for (int l = 0; l < n_layers_; ++l) {
-      forward_layer(m_, team_, m_.layers[l], layer_input(l, set), l + 1 == n_layers_);
+      const bool is_last = l + 1 == n_layers_;
+      if (m_.layers[l].row_stride == 0) {
+        forward_compressed(m_, team_, m_.layers[l], layer_input(l, set), is_last);
+      } else {
+        forward_dense(m_, team_, m_.layers[l], layer_input(l, set), is_last);
+      }
       sync();
     }
   }
@@ -212,21 +221,27 @@ class Training {
     const float* output = reinterpret_cast<const float*>(m_.rows(m_.layers[n_layers_ - 1].output));
     float* d = reinterpret_cast<float*>(delta(n_layers_ - 1));
     double sum = 0;
+#pragma unroll 1
     for (int b = team_.lane; b < team_.n_tiles * kTile; b += kWarp) {
       const bool is_sample = b < n_batch;
       if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
         const int label = is_sample ? labels(set)[b] : -1;
         float largest = output[b], total = 0;
+#pragma unroll 1
         for (int c = 1; c < n_out_; ++c) largest = fmaxf(largest, output[c * stride + b]);
+#pragma unroll 1
         for (int c = 0; c < n_out_; ++c) total += expf(output[c * stride + b] - largest);
         const float scale = 1.0f / (total * n_batch);
+#pragma unroll 1
         for (int c = 0; c < n_out_; ++c) {
           const float z = output[c * stride + b] - largest;
           if (c == label) sum += double{logf(total)} - z;
           if (writes_delta) d[c * stride + b] = is_sample ? expf(z) * scale - (c == label ? 1.0f / n_batch : 0) : 0;
         }
       } else {
-        for (int o = 0; o < n_out_; ++o) {
+#pragma unroll 1
+    #pragma unroll 1
+    for (int o = 0; o < n_out_; ++o) {
           const float difference = is_sample ? output[o * stride + b] - target(set)[o * stride + b] : 0;
           sum += double{difference} * difference / n_out_;
           if (writes_delta) d[o * stride + b] = difference * (2.0f / (n_batch * n_out_));
@@ -241,33 +256,34 @@ class Training {
     return x;
   }
 
-  __device__ void backward(int set, const Rule& rule) {
+  // The delta of the layer below l.
+  __device__ void delta_below(int l, int set, Turn* turn) {
+    if (m_.layers[l].row_stride == 0) {
+      delta_compressed(m_, team_, m_.layers[l], layer_input(l, set), delta(l), delta(l - 1), turn);
+    } else {
+      delta_dense(m_, team_, m_.layers[l], layer_input(l, set), delta(l), delta(l - 1), turn);
+    }
+  }
+
+  __device__ void backward(int set, const Rates& rates) {
     const int last = n_layers_ - 1;
     if (last > 0) {
       Turn turn{team_.warp, team_.n_warps};
-      input_delta(m_, team_, m_.layers[last], layer_input(last, set), delta(last), delta(last - 1), &turn);
+      delta_below(last, set, &turn);
       sync();
     }
+#pragma unroll 1
     for (int l = last; l >= 0; --l) {
       Turn turn{team_.warp, team_.n_warps};
-      update_layer(t_, m_, team_, m_.layers[l], layer_input(l, set), delta(l), rule, &turn);
-      if (l > 1) input_delta(m_, team_, m_.layers[l - 1], layer_input(l - 1, set), delta(l - 1), delta(l - 2), &turn);
+      update_layer(t_, m_, team_, m_.layers[l], layer_input(l, set), delta(l), rates, &turn);
+      if (l > 1) delta_below(l - 1, set, &turn);
       sync();
     }
   }
 
-  __device__ Rule rule_of(int64_t n_updates) const {
+  __device__ Rates rates_of(int64_t n_updates) const {
     const float* rates = t_.rates + 3 * n_updates;
-    return {static_cast<Optimizer>(t_.optimizer),
-            rates[0],
-            rates[1],
-            rates[2],
-            static_cast<float>(t_.beta1),
-            static_cast<float>(1 - t_.beta1),
-            static_cast<float>(t_.beta2),
-            static_cast<float>(1 - t_.beta2),
-            static_cast<float>(t_.eps),
-            static_cast<float>(t_.weight_decay)};
+    return {rates[0], rates[1], rates[2]};
   }
 
   // False: the mean train loss is not finite.
@@ -290,15 +306,17 @@ class Training {
     for (int64_t step = 0; step < n_steps; ++step) {
       const int set = step & 1;
       const int64_t begin = step * batch_;
+      const Rates rates = rates_of(epoch * n_steps + step);  // read from L2 while the products run
       forward(set);
       if (is_first_warp()) {
         sum += loss(batch_at(data, begin), set, true);
       } else if (step + 1 < n_steps) {
         gather(data, begin + batch_, true, 1 - set, thread - kWarp, n_threads - kWarp);
-        draw(begin + 2 * batch_, set, thread - kWarp, n_threads - kWarp);
+        // From the middle on: other warps again.
+        draw(begin + 2 * batch_, set, (thread + (n_threads - kWarp) / 2) % (n_threads - kWarp), n_threads - kWarp);
       }
       sync();
-      backward(set, rule_of(epoch * n_steps + step));
+      backward(set, rates);
       if (t_.scores != nullptr) select(static_cast<int>(epoch));
     }
     const double mean = warp_sum(sum) / static_cast<double>(data.n);
@@ -342,15 +360,19 @@ class Training {
     const float* output = reinterpret_cast<const float*>(m_.rows(m_.layers[n_layers_ - 1].output));
     int n_correct = 0;
     if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
+#pragma unroll 1
       for (int b = team_.lane; b < n_batch; b += kWarp) {
         int best = 0;
+#pragma unroll 1
         for (int c = 1; c < n_out_; ++c) best = output[c * stride + b] > output[best * stride + b] ? c : best;
         n_correct += best == labels(set)[b];
       }
       return n_correct;
     }
+#pragma unroll 1
     for (int o = 0; o < n_out_; ++o) {
       double yy = 0, fy = 0, ff = 0;
+#pragma unroll 1
       for (int b = team_.lane; b < n_batch; b += kWarp) {
         const double f = output[o * stride + b], y = target(set)[o * stride + b];
         yy += y * y, fy += f * y, ff += f * f;
@@ -372,6 +394,7 @@ class Training {
       return;
     }
     double squares = 0;
+#pragma unroll 1
     for (int o = 0; o < n_out_; ++o) {
       const double *s = sums() + 3 * o, yy = s[0], fy = s[1], ff = s[2];
       squares += yy - (ff > 0 ? fy * fy / ff : 0 * ff);
@@ -397,6 +420,7 @@ class Training {
 
   __device__ static void enforce(const ScorePart& part, int keep, const float* frozen, float* in_force) {
     const Threshold threshold = find_threshold(part, keep);
+#pragma unroll 1
     for (int k = threadIdx.x; k < part.n_stored(); k += blockDim.x) {
       in_force[k] = threshold.holds(magnitude_key(part.score[k]), k) ? frozen[k] : 0;  // padding: frozen is 0
     }
@@ -426,21 +450,21 @@ __global__ void __launch_bounds__(kBuildThreads, 1) mlp_build_kernel(CudaTrainer
   build_network(t, blockIdx.x, t.ranks + blockIdx.x * n_neurons);
 }
 
-__global__ void __launch_bounds__(kMostThreads, 1) mlp_train_shared_kernel(CudaTrainer t, CudaTrainRange range) {
+__global__ void __launch_bounds__(most_threads(Residence::kShared), 1) mlp_train_shared_kernel(CudaTrainer t, CudaTrainRange range) {
   PNS_DYNAMIC_SHARED(shared);
   __shared__ Session session;
   if (t.stopped[range.networks[blockIdx.x]] != 0) return;
   Training<Residence::kShared>(t, range, shared, &session).run(range);
 }
 
-__global__ void __launch_bounds__(kMostThreads, 1) mlp_train_streamed_kernel(CudaTrainer t, CudaTrainRange range) {
+__global__ void __launch_bounds__(most_threads(Residence::kStreamed), 1) mlp_train_streamed_kernel(CudaTrainer t, CudaTrainRange range) {
   PNS_DYNAMIC_SHARED(shared);
   __shared__ Session session;
   if (t.stopped[range.networks[blockIdx.x]] != 0) return;
   Training<Residence::kStreamed>(t, range, shared, &session).run(range);
 }
 
-__global__ void __launch_bounds__(kGlobalThreads, 1) mlp_train_global_kernel(CudaTrainer t, CudaTrainRange range) {
+__global__ void __launch_bounds__(most_threads(Residence::kGlobal), 1) mlp_train_global_kernel(CudaTrainer t, CudaTrainRange range) {
   PNS_DYNAMIC_SHARED(shared);
   __shared__ Session session;
   if (t.stopped[range.networks[blockIdx.x / range.n_blocks]] != 0) return;
@@ -488,9 +512,10 @@ void launch_each_network(const CudaTrainer& t, void (*kernel)(Params...), Args&&
 
 // As many blocks a multiprocessor as its shared memory holds share its threads; each takes 1 KB and the static 8.4 KB more.
 int threads_of(Residence residence, int64_t shared_bytes, int64_t max_shared_bytes) {
-  if (residence == Residence::kGlobal) return kGlobalThreads;
+  const int most = most_threads(residence);
+  if (residence != Residence::kShared) return most;
   const int64_t n_blocks = (max_shared_bytes + kBlockBytes) / (shared_bytes + kBlockBytes);
-  return n_blocks >= 4 ? kMostThreads / 4 : n_blocks >= 2 ? kMostThreads / 2 : kMostThreads;
+  return n_blocks >= 4 ? most / 4 : n_blocks >= 2 ? most / 2 : most;
 }
 
 }  // namespace

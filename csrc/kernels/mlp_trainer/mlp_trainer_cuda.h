@@ -19,9 +19,14 @@ enum class Residence : int32_t {
   kGlobal = 2,   // all in L2 and global memory; a cluster of blocks shares the rows
 };
 
-// Above this kept fraction of a layer's live rows x columns it is dense. Derived, not measured: compressed rows cost
-// 6.5 cycles a kept weight and step, dense ones 1.5 of every weight.
-constexpr double kCudaDenseFrom = 0.25;
+// Threads of a block at most: as many as have the registers that the compiler wants. A multiprocessor has room for as many,
+// in one block or several.
+constexpr int most_threads(Residence residence) {
+  return residence == Residence::kShared ? 512 : residence == Residence::kStreamed ? 448 : 256;
+}
+
+// From this kept fraction of a layer's live rows x columns, rounded up to tiles of 16 x 32, it is dense.
+constexpr double kCudaDenseFrom = 0.2;
 constexpr int kMaxCudaWidth = 65535;  // rows and columns of a kept weight are 16 bits each
 
 // Addresses are on the device unless said otherwise. Letters as in mlp_trainer.h.
@@ -42,7 +47,7 @@ struct CudaTrainer {
   const float* y_test;
   int64_t loss, optimizer;    // Loss, Optimizer
   int64_t epochs, batch_size; // batch_size at most n_train
-  double beta1, beta2, eps, weight_decay;
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
   double dense_from;
   const float* rates;         // [epochs * steps, 3]: lr, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
   const int32_t* keep;        // [max(epochs, 1), 2 * n_layers]: edge-popup, kept weights and biases of each layer

@@ -141,7 +141,7 @@ Outputs train_under_emulator(const Problem& p, simt::Order order) {
                 data_or_null(p.scores), p.dataset.data(), p.keys.data(), s.n_train, s.n_test, p.x_train.data(),
                 p.x_test.data(), data_or_null(p.label_train), data_or_null(p.label_test), data_or_null(p.y_train),
                 data_or_null(p.y_test), static_cast<int64_t>(s.loss), static_cast<int64_t>(s.optimizer), s.epochs,
-                s.batch_size, kBeta1, kBeta2, kEps, s.weight_decay, s.dense_from, rates.data(), keep.data(),
+                s.batch_size, kBeta1, 1 - kBeta1, kBeta2, 1 - kBeta2, kEps, static_cast<float>(s.weight_decay), s.dense_from, rates.data(), keep.data(),
                 o.parameters.data(), o.scores.data(), o.mask.data(), o.train_loss.data(), o.test_loss.data(),
                 o.metric.data(), flags.data(), ranks.data(), counts.data(), stopped.data(), nullptr, nullptr, 0,
                 nullptr};

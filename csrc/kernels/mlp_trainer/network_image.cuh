@@ -53,9 +53,11 @@ struct ImageSizes {
   int64_t integers, sums;     // bytes from the begin: labels and order (two sets each), accumulators
 };
 
-// Kept fraction of live rows x columns from which a layer is dense; edge-popup trains every score.
+// By the kept fraction of live rows x columns, rounded up to the tiles of 16 x 32 that a warp works on; edge-popup trains
+// every score.
 PNS_HOST_DEVICE inline bool is_dense_layer(const CudaTrainer& t, int64_t rows, int64_t columns, int64_t entries) {
-  return t.scores != nullptr || (entries > 0 && static_cast<double>(entries) >= t.dense_from * rows * columns);
+  const int64_t padded = round_up(rows, 16) * round_up(columns, 32);
+  return t.scores != nullptr || (entries > 0 && static_cast<double>(entries) >= t.dense_from * padded);
 }
 
 // Fills layers (may be null) and says how large everything is.

@@ -15,28 +15,39 @@ namespace trainer {
 
 constexpr int kQuarter = 8;  // lanes
 
-struct Rule {
-  Optimizer kind;
+// What changes from step to step; the rest is in the launch's parameters, which cost no registers.
+struct Rates {
   float lr, step_size, inverse_sqrt_correction;
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
 };
 
+// Hardware's approximations, right to 2 units in the last place: what they round is far below Adam's step.
+#ifdef PNS_EMULATE_CUDA
+inline float quick_root(float x) { return sqrtf(x); }
+inline float quick_quotient(float a, float b) { return a / b; }
+#else
+__device__ inline float quick_root(float x) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+__device__ inline float quick_quotient(float a, float b) { return __fdividef(a, b); }
+#endif
+
 // torch.optim.SGD (momentum, no dampening) and torch.optim.Adam.
-__device__ inline void update(const Rule& r, float* p, float* first, float* second, float g) {
-  if (r.kind == Optimizer::kGradient) {
+__device__ inline void update(const CudaTrainer& t, const Rates& rates, float* p, float* first, float* second, float g) {
+  if (static_cast<Optimizer>(t.optimizer) == Optimizer::kGradient) {
     *p = g;
     return;
   }
-  g = fmaf(r.weight_decay, *p, g);
-  if (r.kind == Optimizer::kSgd) {
-    *first = fmaf(r.beta1, *first, g);
-    *p -= r.lr * *first;
+  g = fmaf(t.weight_decay, *p, g);
+  if (static_cast<Optimizer>(t.optimizer) == Optimizer::kSgd) {
+    *first = fmaf(t.beta1, *first, g);
+    *p -= rates.lr * *first;
     return;
   }
-  const float m = fmaf(r.one_minus_beta1, g - *first, *first);
-  const float v = fmaf(r.one_minus_beta2, g * g, r.beta2 * *second);
-  *first = m, *second = v;
-  *p -= r.step_size * m / fmaf(sqrtf(v), r.inverse_sqrt_correction, r.eps);
+  *first = fmaf(t.one_minus_beta1, g - *first, *first);
+  *second = fmaf(t.one_minus_beta2, g * g, t.beta2 * *second);
+  *p -= rates.step_size * quick_quotient(*first, fmaf(quick_root(*second), rates.inverse_sqrt_correction, t.eps));
 }
 
 __device__ inline void add(float4* sum, float w, const float4& x) {
@@ -70,6 +81,17 @@ __device__ inline float sum_transposed(float (&v)[kQuarter]) {
     }
   }
   return v[0];
+}
+
+// The sum over the quarters, in all of them.
+__device__ inline void sum_quarters(float4* v) {
+#pragma unroll
+  for (int step = kQuarter; step < kWarp; step *= 2) {
+    v->x += __shfl_xor_sync(kAllLanes, v->x, step);
+    v->y += __shfl_xor_sync(kAllLanes, v->y, step);
+    v->z += __shfl_xor_sync(kAllLanes, v->z, step);
+    v->w += __shfl_xor_sync(kAllLanes, v->w, step);
+  }
 }
 
 // Where a team's network lies. The members of one residence are in known memory, so that the compiler addresses it.
@@ -107,76 +129,107 @@ struct Turn {
   int next, step;
   template <typename F>
   __device__ void share(int n_items, F f) {
+#pragma unroll 1
     for (; next < n_items; next += step) f(next);
     next -= n_items;
   }
 };
 
+// With few rows a warp works on 4 of them (compressed: on one), each quarter on every fourth part of the sum: the order
+// of a sum depends on the layer's shape, never on the team.
+constexpr int kFewRows = 16;
+
+// Layers are passed by value: a store to shared memory might change what is there, as far as the compiler can tell.
 template <Residence kResidence>
-__device__ void forward_layer(const Memory<kResidence>& m, const Team& team, const ImageLayer& layer, const float4* x,
-                              bool is_last) {
+__device__ void forward_compressed(const Memory<kResidence>& m, const Team& team, const ImageLayer layer,
+                                   const float4* x, bool is_last) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const float *weight = m.template of_core<float>(layer.weight), *bias = m.template of_core<float>(layer.bias);
+  const uint32_t* begin = m.template of_core<uint32_t>(layer.row_begin);
+  const uint32_t* place = m.template of_core<uint32_t>(layer.place);
   float4* y = m.rows(layer.output);
+  const bool is_few = layer.n_rows <= kFewRows;
   Turn turn{team.warp, team.n_warps};
-  if (layer.row_stride == 0) {
-    const uint32_t* begin = m.template of_core<uint32_t>(layer.row_begin);
-    const uint32_t* place = m.template of_core<uint32_t>(layer.place);
-    turn.share((layer.n_rows + 3) / 4 * team.n_tiles, [&](int item) {
-      const int r = item / team.n_tiles * 4 + group, at = item % team.n_tiles * kQuarter + q;
+#pragma unroll 1
+  for (int tile = 0; tile < team.n_tiles; ++tile) {
+    const int at = tile * kQuarter + q;
+    turn.share(is_few ? layer.n_rows : (layer.n_rows + 3) / 4, [&](int item) {
+      const int r = is_few ? item : item * 4 + group, step = is_few ? 4 : 1;
       if (r >= layer.n_rows) return;
-      float4 sum = splat(bias[r]);
+      float4 sum = splat(is_few && group > 0 ? 0 : bias[r]);
       const uint32_t end = begin[r + 1];
 #pragma unroll 4
-      for (uint32_t k = begin[r]; k < end; ++k) add(&sum, weight[k], x[(place[k] & 0xFFFF) * stride4 + at]);
-      y[r * stride4 + at] = is_last ? sum : relu(sum);
+      for (uint32_t k = begin[r] + (is_few ? group : 0); k < end; k += step) {
+        add(&sum, weight[k], x[(place[k] & 0xFFFF) * stride4 + at]);
+      }
+      if (is_few) sum_quarters(&sum);
+      if (!is_few || group == 0) y[r * stride4 + at] = is_last ? sum : relu(sum);
     });
-    return;
   }
-  turn.share((layer.n_rows + 15) / 16 * team.n_tiles, [&](int item) {
-    const int r = item / team.n_tiles * 16 + group * 4, at = item % team.n_tiles * kQuarter + q;
-    const float4* weight4 = reinterpret_cast<const float4*>(weight);
-    int row[4];  // places, not pointers: half the registers
-    float4 sum[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int own = min(r + j, layer.n_rows - 1);
-      row[j] = own * (layer.row_stride / 4);
-      sum[j] = splat(bias[own]);
-    }
-    const float4* column = x + at;
-    for (int i = 0; i < layer.row_stride / 4; ++i) {
-      const float4 w[4] = {weight4[row[0] + i], weight4[row[1] + i], weight4[row[2] + i], weight4[row[3] + i]};
-      const float4 x0 = column[0], x1 = column[stride4], x2 = column[2 * stride4], x3 = column[3 * stride4];
-      column += 4 * stride4;
+}
+
+template <Residence kResidence>
+__device__ void forward_dense(const Memory<kResidence>& m, const Team& team, const ImageLayer layer, const float4* x,
+                              bool is_last) {
+  const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
+  const float4* weight = m.template of_core<float4>(layer.weight);
+  const float* bias = m.template of_core<float>(layer.bias);
+  float4* y = m.rows(layer.output);
+  const bool is_few = layer.n_rows <= kFewRows;
+  const int n_parts = layer.row_stride / 4, step = is_few ? 4 : 1;
+  Turn turn{team.warp, team.n_warps};
+#pragma unroll 1
+  for (int tile = 0; tile < team.n_tiles; ++tile) {
+    const int at = tile * kQuarter + q;
+    turn.share(is_few ? (layer.n_rows + 3) / 4 : (layer.n_rows + 15) / 16, [&](int item) {
+      const int r = is_few ? item * 4 : item * 16 + group * 4;
+      int row[4];  // places, not pointers: half the registers
+      float4 sum[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        add(&sum[j], w[j].x, x0);
-        add(&sum[j], w[j].y, x1);
-        add(&sum[j], w[j].z, x2);
-        add(&sum[j], w[j].w, x3);
+        const int own = min(r + j, layer.n_rows - 1);
+        row[j] = own * n_parts;
+        sum[j] = splat(is_few && group > 0 ? 0 : bias[own]);
       }
-    }
+#pragma unroll 1
+      for (int i = is_few ? group : 0; i < n_parts; i += step) {
+        const float4 w[4] = {weight[row[0] + i], weight[row[1] + i], weight[row[2] + i], weight[row[3] + i]};
+        const float4* column = x + 4 * i * stride4 + at;
+        const float4 x0 = column[0], x1 = column[stride4], x2 = column[2 * stride4], x3 = column[3 * stride4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (r + j < layer.n_rows) y[(r + j) * stride4 + at] = is_last ? sum[j] : relu(sum[j]);
-    }
-  });
+        for (int j = 0; j < 4; ++j) {
+          add(&sum[j], w[j].x, x0);
+          add(&sum[j], w[j].y, x1);
+          add(&sum[j], w[j].z, x2);
+          add(&sum[j], w[j].w, x3);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (is_few) sum_quarters(&sum[j]);
+        const bool is_mine = r + j < layer.n_rows && (!is_few || group == j);
+        if (is_mine) y[(r + j) * stride4 + at] = is_last ? sum[j] : relu(sum[j]);
+      }
+    });
+  }
 }
 
 // below = W^T delta where the layer's input is positive.
 template <Residence kResidence>
-__device__ void input_delta(const Memory<kResidence>& m, const Team& team, const ImageLayer& layer, const float4* input,
-                            const float4* delta, float4* below, Turn* turn) {
+__device__ void delta_compressed(const Memory<kResidence>& m, const Team& team, const ImageLayer layer,
+                                 const float4* input, const float4* delta, float4* below, Turn* turn) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const float* weight = m.template of_core<float>(layer.weight);
-  if (layer.row_stride == 0) {
-    const uint32_t* begin = m.template of_core<uint32_t>(layer.column_begin);
-    const uint32_t* entry = m.template of_core<uint32_t>(layer.in_columns);
-    const uint32_t* place = m.template of_core<uint32_t>(layer.place);
-    turn->share((layer.n_columns + 3) / 4 * team.n_tiles, [&](int item) {
-      const int c = item / team.n_tiles * 4 + group, at = item % team.n_tiles * kQuarter + q;
+  const uint32_t* begin = m.template of_core<uint32_t>(layer.column_begin);
+  const uint32_t* entry = m.template of_core<uint32_t>(layer.in_columns);
+  const uint32_t* place = m.template of_core<uint32_t>(layer.place);
+#pragma unroll 1
+  for (int tile = 0; tile < team.n_tiles; ++tile) {
+    const int at = tile * kQuarter + q;
+    turn->share((layer.n_columns + 3) / 4, [&](int item) {
+      const int c = item * 4 + group;
       if (c >= layer.n_columns) return;
+      const float4 h = input[c * stride4 + at];
       float4 sum = splat(0);
       const uint32_t end = begin[c + 1];
 #pragma unroll 4
@@ -184,70 +237,98 @@ __device__ void input_delta(const Memory<kResidence>& m, const Team& team, const
         const uint32_t k = entry[e];
         add(&sum, weight[k], delta[(place[k] >> 16) * stride4 + at]);
       }
-      below[c * stride4 + at] = where_positive(input[c * stride4 + at], sum);
+      below[c * stride4 + at] = where_positive(h, sum);
     });
-    return;
   }
-  turn->share((layer.n_columns + 15) / 16 * team.n_tiles, [&](int item) {
-    const int c = item / team.n_tiles * 16 + group * 4, at = item % team.n_tiles * kQuarter + q;
-    // Columns beyond the last are read as the last four: their sums are not stored.
-    const float4* column = reinterpret_cast<const float4*>(weight) + min(c / 4, layer.row_stride / 4 - 1);
-    float4 sum[4] = {splat(0), splat(0), splat(0), splat(0)};
-#pragma unroll 4
-    for (int o = 0; o < layer.n_rows; ++o) {
-      const float4 w = *column, d = delta[o * stride4 + at];
-      column += layer.row_stride / 4;
-      add(&sum[0], w.x, d);
-      add(&sum[1], w.y, d);
-      add(&sum[2], w.z, d);
-      add(&sum[3], w.w, d);
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int at_j = (c + j) * stride4 + at;
-      if (c + j < layer.n_columns) below[at_j] = where_positive(input[at_j], sum[j]);
-    }
-  });
 }
 
-// Kept weights k .. k + 31, one a lane: their gradients and updates.
 template <Residence kResidence>
-__device__ void update_entries(const Memory<kResidence>& m, const Team& team, const ImageLayer& layer, int begin,
-                               const float4* input, const float4* delta, const Rule& rule) {
+__device__ void delta_dense(const Memory<kResidence>& m, const Team& team, const ImageLayer layer, const float4* input,
+                            const float4* delta, float4* below, Turn* turn) {
+  const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
+  const int n_parts = layer.row_stride / 4;
+#pragma unroll 1
+  for (int tile = 0; tile < team.n_tiles; ++tile) {
+    const int at = tile * kQuarter + q;
+    turn->share((layer.n_columns + 15) / 16, [&](int item) {
+      const int c = item * 16 + group * 4;
+      // Columns beyond the last are read as the last four: their sums are not stored.
+      const float4* column = m.template of_core<float4>(layer.weight) + min(c / 4, n_parts - 1);
+      float4 sum[4] = {splat(0), splat(0), splat(0), splat(0)};
+#pragma unroll 4
+      for (int o = 0; o < layer.n_rows; ++o) {
+        const float4 w = column[o * n_parts], d = delta[o * stride4 + at];
+        add(&sum[0], w.x, d);
+        add(&sum[1], w.y, d);
+        add(&sum[2], w.z, d);
+        add(&sum[3], w.w, d);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at_j = (c + j) * stride4 + at;
+        if (c + j < layer.n_columns) below[at_j] = where_positive(input[at_j], sum[j]);
+      }
+    });
+  }
+}
+
+// Kept weights begin .. begin + 31, one a lane: their gradients and updates.
+template <Residence kResidence>
+__device__ void update_entries(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team, const ImageLayer& layer, int begin,
+                               const float4* input, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const uint32_t* place = m.template of_core<uint32_t>(layer.place);
-  const int k = begin + team.lane, last = layer.n_stored - 1;
-  const bool is_own = k <= last;
-  float *p = m.template of_core<float>(layer.weight) + k, *first = m.of_state(layer, kFirst) + k;
-  float* second = m.of_state(layer, kSecond) + k;
+  const int last = layer.n_stored - 1, k = min(begin + team.lane, last);
+  float *p = m.template of_core<float>(layer.weight) + k, *at_first = m.of_state(layer, kFirst) + k;
+  float* at_second = m.of_state(layer, kSecond) + k;
+  float value = *p, first = *at_first, second = *at_second;  // on their way while the products run
   float v[kQuarter];
 #pragma unroll
   for (int j = 0; j < kQuarter; ++j) {
     const uint32_t at = place[min(begin + group * kQuarter + j, last)];
     const float4 *d = delta + (at >> 16) * stride4 + q, *x = input + (at & 0xFFFF) * stride4 + q;
     float sum = 0;
+#pragma unroll 1
     for (int tile = 0; tile < team.n_tiles; ++tile) sum = dot(d[tile * kQuarter], x[tile * kQuarter], sum);
     v[j] = sum;
   }
-  const float g = sum_transposed(v);
-  if (is_own) update(rule, p, first, second, g);
+  update(t, rates, &value, &first, &second, sum_transposed(v));
+  if (begin + team.lane <= last) *p = value, *at_first = first, *at_second = second;
 }
 
 // The weights of 16 rows x 32 columns of a dense layer: their gradients and updates.
 template <Residence kResidence>
 __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
-                             const ImageLayer& layer, int item, const float4* input, const float4* delta,
-                             const Rule& rule) {
+                             const ImageLayer& layer, int row_tile, int column_tile, const float4* input,
+                             const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
-  const int n_across = (layer.n_columns + 31) / 32;
-  const int r = item / n_across * 16 + group * 4, c = item % n_across * 32 + q;  // and c + 8, 16, 24
-  int d[4], x[4];
-  float sum[4][4] = {};
+  const int r = row_tile * 16 + group * 4, c = column_tile * 32 + q;  // and c + 8, 16, 24
+  const bool is_popup = t.scores != nullptr;
+  float* trained = is_popup ? m.of_state(layer, kScore) : m.template of_core<float>(layer.weight);
+  float *at_first = m.of_state(layer, kFirst), *at_second = m.of_state(layer, kSecond);
+  const float* frozen = is_popup ? m.of_state(layer, kFrozen) : nullptr;
+  const uint8_t* kept = layer.is_masked ? m.template of_core<uint8_t>(layer.kept) : nullptr;
+  float sum[4][4] = {}, first[4][4], second[4][4];
+  auto row_at = [&](int j) { return min(r + j, layer.n_rows - 1) * layer.row_stride + c; };
+  auto load_moments = [&](int j) {
+    const int k = row_at(j);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool is_real = c + 8 * i < layer.n_columns;
+      first[j][i] = is_real ? at_first[k + 8 * i] : 0;
+      second[j][i] = is_real ? at_second[k + 8 * i] : 0;
+    }
+  };
+  constexpr int kEarly = kResidence == Residence::kShared ? 0 : 1;
+#pragma unroll
+  for (int j = 0; j < kEarly; ++j) load_moments(j);  // on the way from L2 while the products run; more would spill
+  int d[4], x[4];  // places of rows and columns; beyond the last: the last
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     d[j] = min(r + j, layer.n_rows - 1) * stride4;
     x[j] = min(c + 8 * j, layer.n_columns - 1) * stride4;
   }
+#pragma unroll 1
   for (int b = 0; b < team.n_tiles * kQuarter; ++b) {
     const float4 row[4] = {delta[d[0] + b], delta[d[1] + b], delta[d[2] + b], delta[d[3] + b]};
 #pragma unroll
@@ -257,20 +338,26 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
       for (int j = 0; j < 4; ++j) sum[j][i] = dot(row[j], column, sum[j][i]);
     }
   }
-  const bool is_popup = t.scores != nullptr;
-  float *weight = m.template of_core<float>(layer.weight), *first = m.of_state(layer, kFirst);
-  float *second = m.of_state(layer, kSecond), *trained = is_popup ? m.of_state(layer, kScore) : weight;
-  const float* frozen = is_popup ? m.of_state(layer, kFrozen) : nullptr;
-  const uint8_t* kept = m.template of_core<uint8_t>(layer.kept);
+#pragma unroll
+  for (int j = kEarly; j < 4; ++j) load_moments(j);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
+    const int k = row_at(j);
+    float value[4];
+    bool is_trained[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int k = (r + j) * layer.row_stride + c + 8 * i;
-      if (r + j >= layer.n_rows || c + 8 * i >= layer.n_columns || (layer.is_masked && !kept[k])) continue;
-      float g = sum[j][i];
-      if (is_popup) g *= trained[k] < 0 ? -frozen[k] : frozen[k];  // straight through |score|, sign(0) = 1
-      update(rule, trained + k, first + k, second + k, g);
+      is_trained[i] = r + j < layer.n_rows && c + 8 * i < layer.n_columns && !(kept != nullptr && !kept[k + 8 * i]);
+      value[i] = is_trained[i] ? trained[k + 8 * i] : 0;
+      // Straight through |score|, sign(0) = 1.
+      if (is_popup && is_trained[i]) sum[j][i] *= value[i] < 0 ? -frozen[k + 8 * i] : frozen[k + 8 * i];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) update(t, rates, &value[i], &first[j][i], &second[j][i], sum[j][i]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!is_trained[i]) continue;
+      trained[k + 8 * i] = value[i], at_first[k + 8 * i] = first[j][i], at_second[k + 8 * i] = second[j][i];
     }
   }
 }
@@ -278,43 +365,50 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
 // Biases begin .. begin + 31, one a lane.
 template <Residence kResidence>
 __device__ void update_biases(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
-                              const ImageLayer& layer, int begin, const float4* delta, const Rule& rule) {
+                              const ImageLayer& layer, int begin, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter;
+  const int r = min(begin + team.lane, layer.n_rows - 1);
+  const bool is_popup = t.scores != nullptr;
+  float* trained = (is_popup ? m.of_bias_state(t, layer, kScore) : m.template of_core<float>(layer.bias)) + r;
+  float *at_first = m.of_bias_state(t, layer, kFirst) + r, *at_second = m.of_bias_state(t, layer, kSecond) + r;
+  float value = *trained, first = *at_first, second = *at_second;
   float v[kQuarter];
 #pragma unroll
   for (int j = 0; j < kQuarter; ++j) {
     const float4* d = delta + min(begin + group * kQuarter + j, layer.n_rows - 1) * m.stride4 + q;
     float sum = 0;
+#pragma unroll 1
     for (int tile = 0; tile < team.n_tiles; ++tile) sum = dot(d[tile * kQuarter], splat(1), sum);
     v[j] = sum;
   }
   float g = sum_transposed(v);
-  const int r = begin + team.lane;
-  if (r >= layer.n_rows || !m.template of_core<uint8_t>(layer.bias_kept)[r]) return;
-  float* trained = m.template of_core<float>(layer.bias);
-  if (t.scores != nullptr) {
-    trained = m.of_bias_state(t, layer, kScore);
+  if (is_popup) {
     const float frozen = m.of_bias_state(t, layer, kFrozen)[r];
-    g *= trained[r] < 0 ? -frozen : frozen;
+    g *= value < 0 ? -frozen : frozen;
   }
-  update(rule, trained + r, m.of_bias_state(t, layer, kFirst) + r, m.of_bias_state(t, layer, kSecond) + r, g);
+  update(t, rates, &value, &first, &second, g);
+  const bool is_trained = begin + team.lane < layer.n_rows && m.template of_core<uint8_t>(layer.bias_kept)[r];
+  if (is_trained) *trained = value, *at_first = first, *at_second = second;
 }
 
 template <Residence kResidence>
 __device__ void update_layer(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
-                             const ImageLayer& layer, const float4* input, const float4* delta, const Rule& rule,
+                             const ImageLayer layer, const float4* input, const float4* delta, const Rates& rates,
                              Turn* turn) {
   if (layer.row_stride == 0) {
     turn->share((layer.n_stored + kWarp - 1) / kWarp, [&](int item) {
-      update_entries(m, team, layer, item * kWarp, input, delta, rule);
+      update_entries(t, m, team, layer, item * kWarp, input, delta, rates);
     });
   } else {
-    turn->share((layer.n_rows + 15) / 16 * ((layer.n_columns + 31) / 32), [&](int item) {
-      update_block(t, m, team, layer, item, input, delta, rule);
-    });
+#pragma unroll 1
+    for (int column_tile = 0; column_tile < (layer.n_columns + 31) / 32; ++column_tile) {
+      turn->share((layer.n_rows + 15) / 16, [&](int item) {
+        update_block(t, m, team, layer, item, column_tile, input, delta, rates);
+      });
+    }
   }
   turn->share((layer.n_rows + kWarp - 1) / kWarp, [&](int item) {
-    update_biases(t, m, team, layer, item * kWarp, delta, rule);
+    update_biases(t, m, team, layer, item * kWarp, delta, rates);
   });
 }
 
