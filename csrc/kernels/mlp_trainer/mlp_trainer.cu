@@ -6,7 +6,7 @@
 // old weights of layer l - 1 only. What a step reads and writes lies in shared memory (kShared), but for the moments
 // where these do not fit (kStreamed); device memory is read for the samples only. Dense (2, 100, 100, 100, 4) at batch 32: 84 KB
 // of weights, 87 KB of activations, 165 KB of moments that stream from L2; at density 0.1: 27 + 87 + 19 KB, all shared.
-// 8 KB of shared memory are edge-popup's counters. Registers: 128 a thread (kShared), 144 (kStreamed), 218 (kGlobal).
+// 8 KB of shared memory are edge-popup's counters. Registers: 128 a thread (kGlobal: 218).
 #include "kernels/mlp_trainer/mlp_trainer_cuda.h"
 
 #include <algorithm>

@@ -19,11 +19,8 @@ enum class Residence : int32_t {
   kGlobal = 2,   // all in L2 and global memory; a cluster of blocks shares the rows
 };
 
-// Threads of a block at most: as many as have the registers that the compiler wants. A multiprocessor has room for as many,
-// in one block or several.
-constexpr int most_threads(Residence residence) {
-  return residence == Residence::kShared ? 512 : residence == Residence::kStreamed ? 448 : 256;
-}
+// Threads of a block at most, and of a multiprocessor in several blocks: of 128 registers; addresses of 64 bits take more.
+constexpr int most_threads(Residence residence) { return residence == Residence::kGlobal ? 256 : 512; }
 
 // From this kept fraction of a layer's live rows x columns, rounded up to tiles of 16 x 32, it is dense.
 constexpr double kCudaDenseFrom = 0.2;

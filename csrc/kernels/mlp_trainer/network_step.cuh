@@ -319,9 +319,7 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
       second[j][i] = is_real ? at_second[k + 8 * i] : 0;
     }
   };
-  constexpr int kEarly = kResidence == Residence::kShared ? 0 : 1;
-#pragma unroll
-  for (int j = 0; j < kEarly; ++j) load_moments(j);  // on the way from L2 while the products run; more would spill
+  load_moments(0);  // on the way from L2 while the products run; for more there are no registers
   int d[4], x[4];  // places of rows and columns; beyond the last: the last
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -339,9 +337,8 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
     }
   }
 #pragma unroll
-  for (int j = kEarly; j < 4; ++j) load_moments(j);
-#pragma unroll
   for (int j = 0; j < 4; ++j) {
+    if (j < 3) load_moments(j + 1);
     const int k = row_at(j);
     float value[4];
     bool is_trained[4];
