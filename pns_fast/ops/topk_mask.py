@@ -149,17 +149,29 @@ def _run_list(scores, keep: int | float, ties: str, hint: Tensor | None, masks: 
 
 def _run_rows_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
     """The hint is ignored: nothing of the CUDA kernel depends on the scores, so that it can be captured in a graph."""
-    if scores.dtype == torch.float64:
-        raise TypeError("scores: expected float32, float16 or bfloat16 on CUDA, got float64")
-    ranked, (n_rows, n) = scores.float().contiguous(), _rows(scores)  # half precision widens exactly
+    (n_rows, n), module = _rows(scores), _native.cuda()
     count = keep_count(keep, n)
-    module = _native.cuda()
+    if scores.dtype == torch.float64:
+        mask.copy_(_mask_by_sort(scores, count, ties))
+        if threshold is not None:
+            threshold.copy_(_threshold_of(scores, mask, count, ties))
+        return
+    ranked = scores.float().contiguous()  # half precision widens exactly
     workspace = torch.empty(module.topk_mask_workspace(n_rows, n), dtype=torch.uint8, device=scores.device)
     stream = torch.cuda.current_stream(scores.device).cuda_stream
     where = pointer(ranked), pointer(mask), pointer(workspace), n_rows, n
     module.topk_mask(*where, count, ties == "legacy", scores.device.index, stream)
     if threshold is not None:
         threshold.copy_(_threshold_of(scores, mask, count, ties))
+
+
+def _mask_by_sort(scores: Tensor, count: int, ties: str) -> Tensor:
+    """For float64, which the CUDA kernel does not rank."""
+    ranked = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    values, order = ranked.sort(dim=-1, descending=True, stable=True)
+    if ties == "legacy" and count < scores.shape[-1]:
+        return ranked > values[..., count, None]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
 
 
 def _threshold_of(scores: Tensor, mask: Tensor, count: int, ties: str) -> Tensor:
@@ -312,7 +324,7 @@ def topk_mask(
     threshold is a good hint for the next: ``mask, t = topk_mask(s, keep, hint=t, return_threshold=True)``.
 
     Args:
-        scores: float32, float64, float16 or bfloat16 (CUDA: not float64). A tensor ``[..., n]``: each row on its own.
+        scores: float32, float64, float16 or bfloat16 (CUDA sorts float64). A tensor ``[..., n]``: each row on its own.
             A list of tensors of one dtype and any shapes: ranked together.
         keep: an int is a count in [0, n]; a float in [0, 1] a density, of which ``ceil(density * n)`` are kept.
         ties: "index", or "legacy" for the rule "score <= k-th smallest is cut" of SynFlow-style code, which drops all

@@ -34,7 +34,8 @@ def score(
         population: N networks.
         name: a pruner out of ``names()``.
         batch: ``x [B, n_0]`` or ``[N, B, n_0]`` and ``y [B]`` or ``[N, B]`` (int64) for cross-entropy,
-            ``[B, n_L]`` or ``[N, B, n_L]`` for MSE; SNIP and GraSP need it. See :func:`pruning_batch`.
+            ``[B, n_L]`` or ``[N, B, n_L]`` for MSE, on the population's device or on the CPU; SNIP and GraSP need
+            it. See :func:`pruning_batch`.
         loss: "cross_entropy" or "mse".
         seed: for the random pruner, an int or N ints.
         masks: parameters pruned before; None for none.
@@ -56,8 +57,21 @@ def score(
     registry.get(name)
     check_choice("loss", loss, LOSSES)
     masks = check_masks(population, masks)
-    keys = rng.network_keys(seed, population.n)
-    problem = PopulationProblem(population, masks, check_batch(batch, population, loss), loss, keys)
+    return score_by_key(
+        population, name, check_batch(batch, population, loss), loss, rng.network_keys(seed, population.n), masks
+    )
+
+
+def score_by_key(
+    population: Population,
+    name: str,
+    batch: tuple[Tensor, Tensor] | None,
+    loss: str,
+    keys: Sequence[tuple[int, int]],
+    masks: Masks,
+) -> Tensor:
+    """:func:`score` of checked arguments: a batch out of ``check_batch``, the (seed, network) key of each network."""
+    problem = PopulationProblem(population, masks, batch, loss, keys)
     flat, kept = torch.cat([s.flatten(1) for s in registry.run(name, problem)], dim=1), masks.flatten()
     broken = (kept & ~torch.isfinite(flat)).any(1)
     if broken.any():
