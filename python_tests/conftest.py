@@ -25,6 +25,21 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """At the very end how many GPU tests ran and how many did not, and why: skipped ones are easy to overlook."""
+    result = yield
+    counts = {
+        outcome: sum("gpu" in report.keywords for report in terminalreporter.getreports(outcome))
+        for outcome in ("passed", "failed", "skipped", "error")
+    }
+    if total := sum(counts.values()):
+        shown = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+        why = f" ({_why_no_gpu()})" if counts["skipped"] and _why_no_gpu() else ""
+        terminalreporter.write_line(f"GPU tests: {total}: {shown}{why}")
+    return result
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         wanted = os.environ.get("PNS_TEST_DEVICE", "")
