@@ -16,6 +16,8 @@ from pns_fast import _native
 _LEVELS = ("baseline", "avx2", "avx512")
 SIMD_LEVELS = _LEVELS[: _LEVELS.index(_native.cpu.best_simd_level()) + 1]
 
+_GPU = ("gpu", True)  # on the reports of GPU tests
+
 
 def _why_no_gpu() -> str | None:
     if not torch.cuda.is_available():
@@ -25,12 +27,17 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        item.user_properties.append(_GPU)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
     """At the very end how many GPU tests ran and how many did not, and why: skipped ones are easy to overlook."""
     result = yield
     counts = {
-        outcome: sum("gpu" in report.keywords for report in terminalreporter.getreports(outcome))
+        outcome: sum(_GPU in getattr(report, "user_properties", ()) for report in terminalreporter.getreports(outcome))
         for outcome in ("passed", "failed", "skipped", "error")
     }
     if total := sum(counts.values()):
