@@ -32,12 +32,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.user_properties.append(_GPU)
 
 
+def _is_of_gpu(report) -> bool:
+    return _GPU in [tuple(p) for p in getattr(report, "user_properties", ())]  # xdist makes lists of tuples
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
     """At the very end how many GPU tests ran and how many did not, and why: skipped ones are easy to overlook."""
     result = yield
     counts = {
-        outcome: sum(_GPU in getattr(report, "user_properties", ()) for report in terminalreporter.getreports(outcome))
+        outcome: sum(map(_is_of_gpu, terminalreporter.getreports(outcome)))
         for outcome in ("passed", "failed", "skipped", "error")
     }
     if total := sum(counts.values()):

@@ -47,6 +47,7 @@ def test_planting_finds_the_same_neurons(cuda, task, assignment):
     assert difference <= TOLERANCES["planted_output"][0]
 
 
+@pytest.mark.sanitize
 def test_fallbacks_are_the_same(cuda):
     # all parameters negative, the ticket's positive: no neuron has a positive scale
     mother = init_population((1, 4, 1), n=3)
@@ -58,6 +59,7 @@ def test_fallbacks_are_the_same(cuda):
     assert all(torch.equal(a.cpu(), b) for a, b in zip(ours.neurons, theirs.neurons, strict=True))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_forward_and_gradients(cuda, with_masks):
     population = init_population(WIDTHS, n=5)
@@ -133,6 +135,7 @@ def test_training_follows_the_cpus_curve(cuda):
         assert ours.diverged.tolist() == [False] * population.n
 
 
+@pytest.mark.sanitize
 def test_edge_popup_follows_the_cpus_curve(cuda):
     population, data = init_population((1, 20, 20, 1), n=4), tasks.get("relu").sample(n=200)
     options = {"epochs": 1, "seed": [5, 6, 7, 8]}
