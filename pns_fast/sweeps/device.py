@@ -22,7 +22,7 @@ def check_device(device: str | torch.device) -> torch.device:
         device(type='cpu')
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() and _native.has_cuda_kernels() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and _native.backends()["cuda"] else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -37,6 +37,10 @@ def check_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device: {device} needs the CUDA kernels, and this build of pns_fast has none; with nvcc on PATH install "
             "it again with `CMAKE_ARGS=-DPNS_CUDA=ON pip install .`"
+        )
+    if _native.backends()["cuda"] is None:
+        raise ValueError(
+            f"device: {device}: the CUDA kernels of pns_fast see no GPU, the driver may be too old for them"
         )
     index = torch.cuda.current_device() if found.index is None else found.index
     if index >= torch.cuda.device_count():

@@ -22,16 +22,19 @@ from ..networks import Masks, Population, init_population
 from .grid import Cell
 from .store import Outcome
 
-# At most this many parameters in one native call (256 MB a copy).
-_MAX_CALL_PARAMETERS = 2**26
+# At most this many parameters in one native call (256 MB a copy); on a GPU as many as fit, at this many bytes each.
+_MAX_CALL_PARAMETERS, _CALL_BYTES = 2**26, 64
 # And this many bytes of mothers and data sets that are alive at once; scoring holds the mothers about ten times.
-_MAX_BLOCK_BYTES = 2**25
+_MAX_BLOCK_BYTES, _MAX_BLOCK_BYTES_CUDA = 2**25, 2**29
 
 # Cells that agree in these go through the pipeline together; what is left is pruner, density and seed.
 _SHARED = (
     *("mode", "task", "depth", "width", "noise", "n_samples", "scheme", "assignment"),
     *("epochs", "batch_size", "lr", "scope", "rounds", "round_epochs", "popup_epochs", "popup_lr"),
 )
+
+
+_CPU = torch.device("cpu")
 
 
 class Clock:
@@ -90,14 +93,22 @@ class _Trained:
     result: training.TrainResult
 
 
-def mother_groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+def mother_groups(cells: Iterable[Cell], device: torch.device = _CPU) -> Iterator[list[Cell]]:
     """Cells that differ in pruner, density and seed only, in blocks whose mothers and data fit into memory."""
+    most = _MAX_BLOCK_BYTES_CUDA if device.type == "cuda" else _MAX_BLOCK_BYTES
     for _, group in _grouped(cells, *_SHARED):
         seeds = list(dict.fromkeys(c.seed for c in group))
-        n_block = max(1, _MAX_BLOCK_BYTES // _seed_bytes(group[0]))
+        n_block = max(1, most // _seed_bytes(group[0]))
         for at in range(0, len(seeds), n_block):
             block = set(seeds[at : at + n_block])
             yield [c for c in group if c.seed in block]
+
+
+def _most_parameters(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _MAX_CALL_PARAMETERS
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // _CALL_BYTES
 
 
 def _parameter_count(cell: Cell) -> int:
@@ -125,7 +136,7 @@ def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock, device: torch.dev
     Returns:
         An iterator over lists of outcomes, equal networks together. An error in any step is raised and ends it.
     """
-    chunk = max(1, min(chunk, _MAX_CALL_PARAMETERS // _parameter_count(cells[0])))
+    chunk = max(1, min(chunk, _most_parameters(device) // _parameter_count(cells[0])))
     mothers = _grow(cells[0], list(dict.fromkeys(c.seed for c in cells)), clock, device)
     solve = {"singleshot": _singleshot, "multishot": _multishot, "edge-popup": _edge_popup}[cells[0].mode]
     twins = _twins(cells)

@@ -120,7 +120,7 @@ def run(
 def _all_outcomes(
     cells: Sequence[Cell], chunk: int | None, clock: Clock, device: torch.device
 ) -> Iterator[list[Outcome]]:
-    for group in mother_groups(cells):
+    for group in mother_groups(cells, device):
         default = DEFAULT_CHUNK_CUDA if device.type == "cuda" else DEFAULT_CHUNK[group[0].mode]
         yield from _isolating(group, chunk or default, clock, device)
 

@@ -54,8 +54,12 @@ def test_without_a_gpu_or_kernels_cuda_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(devices._native, "has_cuda_kernels", lambda: False)
     with pytest.raises(ValueError, match=r"device: cuda:0 needs the CUDA kernels, and this build .* has none"):
         devices.check_device("cuda:0")
-    assert devices.check_device("auto") == torch.device("cpu")
     monkeypatch.setattr(devices._native, "has_cuda_kernels", lambda: True)
+    monkeypatch.setattr(devices._native, "backends", lambda: {"cpu": "baseline", "cuda": None})
+    with pytest.raises(ValueError, match=r"device: cuda: the CUDA kernels of pns_fast see no GPU"):
+        devices.check_device("cuda")
+    assert devices.check_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(devices._native, "backends", lambda: {"cpu": "baseline", "cuda": "sm_90"})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"device: expected one of 1 GPUs, cuda:0 on, got cuda:1"):
         devices.check_device("cuda:1")
