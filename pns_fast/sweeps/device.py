@@ -39,9 +39,7 @@ def check_device(device: str | torch.device) -> torch.device:
             "it again with `CMAKE_ARGS=-DPNS_CUDA=ON pip install .`"
         )
     if _native.backends()["cuda"] is None:
-        raise ValueError(
-            f"device: {device}: the CUDA kernels of pns_fast see no GPU, the driver may be too old for them"
-        )
+        raise ValueError(f"device: {device}: the CUDA kernels of pns_fast see no GPU: is the driver too old?")
     index = torch.cuda.current_device() if found.index is None else found.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device: expected one of {torch.cuda.device_count()} GPUs, cuda:0 on, got {device}")

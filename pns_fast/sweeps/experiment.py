@@ -108,7 +108,8 @@ def _most_parameters(device: torch.device) -> int:
     if device.type == "cpu":
         return _MAX_CALL_PARAMETERS
     free, _ = torch.cuda.mem_get_info(device)
-    return free // _CALL_BYTES
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next tensor
+    return (free + kept) // _CALL_BYTES
 
 
 def _parameter_count(cell: Cell) -> int:
