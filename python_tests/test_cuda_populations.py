@@ -67,8 +67,8 @@ def test_forward_and_gradients(cuda, with_masks):
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     results = []
     for device in ("cpu", cuda):
-        on_device = population.to(device)
-        leaves = [w.requires_grad_() for w in on_device.weights]
+        leaves = [w.to(device, copy=True).requires_grad_() for w in population.weights]
+        on_device = pns.Population(leaves, [b.to(device) for b in population.biases])
         y = on_device.forward(x.to(device), None if masks is None else masks.to(device))
         results.append([y.detach(), *torch.autograd.grad(y.square().mean(), leaves)])
     for i, (theirs, ours) in enumerate(zip(*results, strict=True)):
