@@ -9,9 +9,7 @@ from torch import Tensor
 
 from .. import _native
 from ..reference.existence_search import ExistenceMatch
-from ._library import FLOATS, check_callback, check_init, check_positive, check_tensor, pointer, without_cuda
-
-without_cuda.add("existence_search")
+from ._library import FLOATS, check_callback, check_init, check_positive, check_tensor, pointer
 
 MOST_CANDIDATES = 2**40
 _LARGEST_INDEX = 2**62

@@ -149,29 +149,17 @@ def _run_list(scores, keep: int | float, ties: str, hint: Tensor | None, masks: 
 
 def _run_rows_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
     """The hint is ignored: nothing of the CUDA kernel depends on the scores, so that it can be captured in a graph."""
-    (n_rows, n), module = _rows(scores), _native.cuda()
-    count = keep_count(keep, n)
     if scores.dtype == torch.float64:
-        mask.copy_(_mask_by_sort(scores, count, ties))
-        if threshold is not None:
-            threshold.copy_(_threshold_of(scores, mask, count, ties))
-        return
-    ranked = scores.float().contiguous()  # half precision widens exactly
+        raise TypeError("scores: expected float32, float16 or bfloat16 on CUDA, got float64")
+    ranked, (n_rows, n) = scores.float().contiguous(), _rows(scores)  # half precision widens exactly
+    count = keep_count(keep, n)
+    module = _native.cuda()
     workspace = torch.empty(module.topk_mask_workspace(n_rows, n), dtype=torch.uint8, device=scores.device)
     stream = torch.cuda.current_stream(scores.device).cuda_stream
     where = pointer(ranked), pointer(mask), pointer(workspace), n_rows, n
     module.topk_mask(*where, count, ties == "legacy", scores.device.index, stream)
     if threshold is not None:
         threshold.copy_(_threshold_of(scores, mask, count, ties))
-
-
-def _mask_by_sort(scores: Tensor, count: int, ties: str) -> Tensor:
-    """For float64, which the CUDA kernel does not rank."""
-    ranked = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    values, order = ranked.sort(dim=-1, descending=True, stable=True)
-    if ties == "legacy" and count < scores.shape[-1]:
-        return ranked > values[..., count, None]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
 
 
 def _threshold_of(scores: Tensor, mask: Tensor, count: int, ties: str) -> Tensor:
@@ -274,6 +262,38 @@ def _kth_largest_fake(scores, k, *, hint=None):
     return scores.new_empty(_row_shape(scores))
 
 
+def _rows_on_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
+    """The kernel ranks up to 32 bits; float64, in which the pruners score now and then, is sorted."""
+    if scores.dtype == torch.float64:
+        _sort_rows(scores, keep_count(keep, scores.shape[-1]), ties, mask, threshold)
+    else:
+        _run_rows_cuda(scores, keep, ties, hint, mask, threshold)
+
+
+def _list_on_cuda(scores, keep: int | float, ties: str, hint, masks: Sequence[Tensor], threshold) -> None:
+    if scores[0].dtype != torch.float64:
+        _run_list_cuda(scores, keep, ties, hint, masks, threshold)
+        return
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    mask = _empty_mask(flat)
+    _sort_rows(flat, keep_count(keep, flat.numel()), ties, mask, threshold)
+    for out, part in zip(masks, mask.split([s.numel() for s in scores]), strict=True):
+        out.copy_(part.reshape(out.shape))
+
+
+def _sort_rows(scores: Tensor, count: int, ties: str, mask: Tensor, threshold: Tensor | None) -> None:
+    n, is_legacy = scores.shape[-1], ties == "legacy"
+    values, order = scores.masked_fill(scores.isnan(), -math.inf).sort(dim=-1, descending=True, stable=True)
+    last = count if is_legacy else count - 1  # the largest score cut, or the least one kept
+    has_threshold = 0 <= last < n
+    if is_legacy and has_threshold:
+        torch.gt(scores, values[..., last, None], out=mask)
+    else:
+        mask.zero_().scatter_(-1, order[..., :count], True)
+    if threshold is not None:
+        threshold.copy_(values[..., last]) if has_threshold else threshold.fill_(math.nan)
+
+
 def _on_device(device: str):
     return lambda name, implementation: library.impl(name, implementation, device)
 
@@ -283,7 +303,7 @@ def _as_fake(name: str, implementation) -> None:
 
 
 _register(_on_device("CPU"), _run_rows, _run_list, _empty_mask_cpu)
-_register(_on_device("CUDA"), _run_rows_cuda, _run_list_cuda)
+_register(_on_device("CUDA"), _rows_on_cuda, _list_on_cuda)
 _register(_as_fake, _nothing, _nothing)
 library.impl("kth_largest", _kth_largest_cpu, "CPU")
 library.impl("kth_largest", _kth_largest_cuda, "CUDA")
