@@ -9,13 +9,18 @@ PNS_CUDA ?= AUTO
 PNS_WERROR ?= $(if $(CI),ON,OFF)
 DEMO ?= demo
 TEST_ARGS ?=
+# For which GPUs CUDA code is compiled: 90, "80;90", native ... Empty: for all that cmake/cuda.cmake lists.
+GPU_ARCHITECTURES ?=
+ifneq ($(GPU_ARCHITECTURES),)
+export CMAKE_ARGS := $(CMAKE_ARGS) -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)
+endif
 TOOLS := scikit-build-core pybind11 cmake ninja
 PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff
 
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
 PYTHON_FILES := pns_fast python_tests bench
 
-.PHONY: all install demo test lint format bench packages gpu-check clean
+.PHONY: all install demo test lint format bench packages gpu-install gpu-check gpu-sanitize clean
 all: test
 
 $(VENV)/.requirements: constraints.txt
@@ -66,14 +71,40 @@ packages: $(VENV)/.requirements
 	cd build/packages && venv/bin/python -c 'import pns_fast; print("from the wheel:", pns_fast.backends())' \
 	  && venv/bin/pns-fast info
 
-# On a machine with a GPU: build against the torch that is there, run the GPU tests and the GPU benchmark.
-GPU_ARCHITECTURES ?= native
-gpu-check:
-	$(PYTHON) -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e . \
-	  -Ccmake.define.PNS_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)
-	PNS_REQUIRE_GPU=1 $(PYTHON) -m pytest -m "gpu and not slow"
-	name=$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') && \
+# On a machine with a GPU, with the Python and the torch that are there: nothing else is installed or changed. Python
+# may be one that a distribution manages, so pip is told that this one package may go in.
+GPU_NEEDS := scikit_build_core pybind11 torch numpy scipy matplotlib rich safetensors pytest hypothesis
+gpu-install:
+	@$(PYTHON) -c 'import sys, importlib.util as u; m = [n for n in sys.argv[1:] if u.find_spec(n) is None]; \
+	  sys.exit(f"{sys.executable} lacks {m}: install them with its pip, or set PYTHON" if m else 0)' $(GPU_NEEDS)
+	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e . \
+	  -Ccmake.define.PNS_CUDA=ON $(if $(GPU_ARCHITECTURES),,-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native)
+	$(PYTHON) -m pns_fast info
+
+# The GPU tests, on four processes where pytest-xdist is there; then the benchmark, its numbers and a picture.
+gpu-check: gpu-install
+	PNS_REQUIRE_GPU=1 $(PYTHON) -m pytest -q -m "gpu and not slow" \
+	  $$($(PYTHON) -c 'import importlib.util as u; print("-n 4" if u.find_spec("xdist") else "")') $(TEST_ARGS)
+	name=$$($(PYTHON) -c 'import datetime, re, torch; gpu = torch.cuda.get_device_name().lower(); \
+	  print(datetime.date.today(), re.sub("[^a-z0-9]+", "-", gpu), sep="-")') && \
 	  $(PYTHON) bench/run.py --device cuda --json bench/results/$$name.json --figure bench/results/$$name.png
+
+# Tests marked `sanitize` under each tool of compute-sanitizer. Only our kernels are looked at; initcheck has to see
+# torch's as well, since they write what ours read.
+SANITIZER ?= compute-sanitizer
+SANITIZE_SECONDS ?= 300
+gpu-sanitize: gpu-install
+	@command -v $(SANITIZER) > /dev/null || { echo "no $(SANITIZER): it is part of the CUDA toolkit" >&2; exit 1; }
+	set -e; for tool in memcheck racecheck synccheck initcheck; do \
+	  case $$tool in \
+	    memcheck) only="--kernel-name kns=N3pns --report-api-errors no";; \
+	    initcheck) only=;; \
+	    *) only="--kernel-name kns=N3pns";; \
+	  esac; \
+	  echo "== $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PNS_REQUIRE_GPU=1 timeout $(SANITIZE_SECONDS) $(SANITIZER) --tool $$tool $$only \
+	    --target-processes all --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitize -p no:cacheprovider $(TEST_ARGS); \
+	done
 
 clean:
 	rm -rf $(VENV) build dist demo

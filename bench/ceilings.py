@@ -11,6 +11,7 @@ from harness import seconds_cuda
 # Larger than the caches of most machines; a rate above 100% means that a case's data lay in a larger cache.
 BYTES, BYTES_QUICK = 1 << 30, 1 << 28
 REPEATS = 5
+MATMUL = 8192
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Ceilings:
     copy: float | None  # GB/s, bytes read plus bytes written
     fma: float | None  # GFLOP/s, float32, an FMA counts two
     n_bytes: int  # size of the array read and copied
+    how: str  # by what each was measured
 
     def of(self, name: str) -> float | None:
         return {"read": self.read, "fma": self.fma}[name]
@@ -28,7 +30,7 @@ class Ceilings:
     def raised_to(self, other: Ceilings) -> Ceilings:
         """The higher of two measurements: whatever else ran meanwhile can only have lowered one."""
         pairs = ((self.read, other.read), (self.copy, other.copy), (self.fma, other.fma))
-        return Ceilings(*(None if None in pair else max(pair) for pair in pairs), self.n_bytes)
+        return Ceilings(*(None if None in pair else max(pair) for pair in pairs), self.n_bytes, self.how)
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -36,8 +38,9 @@ class Ceilings:
 
 def measure_ceilings(device: str, n_threads: int, quick: bool) -> Ceilings:
     """The best of a few tries each: a ceiling is what can be had, not what is usual."""
-    n_bytes = BYTES_QUICK if quick else BYTES
-    return _cuda(n_bytes) if device == "cuda" else _cpu(n_bytes, n_threads, 0.1 if quick else 0.3)
+    if device == "cuda":
+        return _cuda(BYTES)
+    return _cpu(BYTES_QUICK if quick else BYTES, n_threads, 0.1 if quick else 0.3)
 
 
 def _cpu(n_bytes: int, n_threads: int, seconds: float) -> Ceilings:
@@ -51,7 +54,7 @@ def _cpu(n_bytes: int, n_threads: int, seconds: float) -> Ceilings:
         "fma_peak": (seconds, n_threads),
     }
     read, copy, fma = (_best(getattr(native, name, None), *arguments) for name, arguments in calls.items())
-    return Ceilings(read, copy, fma, n_bytes)
+    return Ceilings(read, copy, fma, n_bytes, "loops of the same threads")
 
 
 def _best(call: Callable[..., float] | None, *arguments) -> float | None:
@@ -59,14 +62,21 @@ def _best(call: Callable[..., float] | None, *arguments) -> float | None:
 
 
 def _cuda(n_bytes: int) -> Ceilings:
-    """A copy by the driver and a read by torch's reduction; no kernel here needs the FMA ceiling yet."""
+    """The best that torch gets out of the device, which is less than its data sheet says."""
     source = torch.ones(n_bytes // 4, device="cuda")
     target = torch.empty_like(source)
+    square = torch.rand(MATMUL, MATMUL, device="cuda")  # ones would cost less power, and so run faster
+    product = torch.empty_like(square)
 
-    def best(run: Callable[[], object]) -> float:
+    def best(run: Callable[[], object], loops: int = 10) -> float:
         run()
-        return min(seconds_cuda(run, 10) for _ in range(REPEATS))
+        return min(seconds_cuda(run, loops) for _ in range(REPEATS))
 
-    read = n_bytes / best(lambda: source.amax()) / 1e9
+    read = n_bytes / min(best(source.amax), best(source.sum)) / 1e9
     copy = 2 * n_bytes / best(lambda: target.copy_(source)) / 1e9
-    return Ceilings(read, copy, None, n_bytes)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # no TF32: the kernels sum in float32
+    fma = 2 * MATMUL**3 / best(lambda: torch.mm(square, square, out=product), 3) / 1e9
+    torch.set_float32_matmul_precision(precision)
+    how = f"torch amax or sum, copy_, float32 matmul of {MATMUL:,} x {MATMUL:,} without TF32"
+    return Ceilings(read, copy, fma, n_bytes, how)

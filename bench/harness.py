@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -147,6 +147,11 @@ class _Turns:
         self.result.repeats = len(self.times)
 
 
+def _forget(result: Result) -> None:
+    """Lets go of what a contender holds: the inputs of all cases together need not fit into memory."""
+    result.contender = replace(result.contender, run=None, check=accept)
+
+
 def _checked(contender: Contender) -> Result:
     """Runs once, which also warms up, and compares the result."""
     if contender.run is None:
@@ -156,6 +161,8 @@ def _checked(contender: Contender) -> Result:
     except RuntimeError as error:  # what a peer cannot do is a line of the table, not the end of the run
         if contender.is_ours:
             raise
+        if torch.cuda.is_initialized():  # what a peer that ran out of memory holds is ours again
+            torch.cuda.empty_cache()
         return Result(contender, status=f"failed: {str(error).splitlines()[0][:60]}")
     return Result(contender, status=f"disagrees: {problem}" if problem else "ok")
 
@@ -175,18 +182,24 @@ def measure(case: Case, seconds_per_case: float, device: str) -> Row:
             turn.take()
     for turn in turns:
         turn.close()
+    for result in row.results:
+        _forget(result)
     return row
 
 
-def fastest(forms: dict[Any, Callable[[], Any]]) -> tuple[Any, Callable[[], Any]]:
-    """A peer's best form: the one that is quickest once warm."""
+def fastest(forms: dict[Any, Callable[[], Any]], device: str = "cpu") -> tuple[Any, Callable[[], Any]]:
+    """A peer's best form: the one that is quickest once warm. If none runs, the first, which will say why."""
+    measured = seconds_cuda if device == "cuda" else seconds_cpu
     seconds = {}
     for name, run in forms.items():
-        run()
-        once = seconds_cpu(run, 1)
+        try:
+            run()
+        except RuntimeError:
+            continue
+        once = measured(run, 1)
         loops = math.ceil(MIN_TURN_SECONDS / max(once, 1e-7))
-        seconds[name] = seconds_cpu(run, loops) if loops > 1 else once
-    best = min(seconds, key=seconds.get)
+        seconds[name] = measured(run, loops) if loops > 1 else once
+    best = min(seconds, key=seconds.get, default=next(iter(forms)))
     return best, forms[best]
 
 
@@ -194,6 +207,7 @@ def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Relative to the largest entry of ``ours``; inf where a shape differs or a NaN is in only one."""
     if ours.shape != theirs.shape:
         return math.inf
+    theirs = theirs.to(ours.device)
     scale = ours.abs().max().clamp_min(1e-30) if ours.numel() else 1.0
     difference = float(((ours - theirs).abs() / scale).max()) if ours.numel() else 0.0
     return math.inf if math.isnan(difference) else difference

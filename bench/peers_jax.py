@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,6 +12,7 @@ import torch
 from peers import Training
 from torch import Tensor
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes three quarters of a GPU's memory
 try:
     import jax
     import jax.numpy as jnp
@@ -22,6 +24,7 @@ NAMES = ("JAX jit(vmap(scan))", "JAX jit(lax.map(scan))", "JAX shard_map(vmap(sc
 B1, B2, EPS = 0.9, 0.999, 1e-8
 
 
+_no_device = ""  # why JAX cannot use the device of this run
 _compiled: dict[tuple, tuple[Callable, float]] = {}  # the rows of a run differ in masks, not in shapes
 
 
@@ -29,13 +32,24 @@ def missing() -> str:
     """Why JAX cannot run here, or ""."""
     if jax is None:
         return "not installed"
+    if _no_device:
+        return _no_device
     return "" if jax.__version_info__ >= OLDEST else f"version {jax.__version__} is older than 0.7"
 
 
-def use_devices(n: int) -> None:
-    """One CPU device a thread, so that shard_map can spread networks over cores. Before JAX's first call."""
-    if not missing():
-        jax.config.update("jax_num_cpu_devices", n)
+def use_devices(device: str, n_threads: int) -> None:
+    """On the CPU one device a thread, so that shard_map can spread networks over cores. Before JAX's first call."""
+    global _no_device
+    if missing():
+        return
+    jax.config.update("jax_platforms", device)  # a JAX with CUDA would take the GPU in a run on the CPU
+    if device == "cpu":
+        jax.config.update("jax_num_cpu_devices", n_threads)
+        return
+    try:
+        jax.devices()
+    except RuntimeError:
+        _no_device = "installed without CUDA"
 
 
 def _loss(params, x, y):
@@ -100,7 +114,7 @@ def trainers(
     inputs = (
         _arrays(job.layers(job.parameters)),
         None if job.is_dense else _arrays(job.layers(job.mask.float())),
-        *(jnp.asarray(t.numpy()) for t in (job.x, job.y.int(), job.order.int())),
+        *(jnp.asarray(t.cpu().numpy()) for t in (job.x, job.y.int(), job.order.int())),
     )
     found = {}
     forms = _forms(epoch, n_devices)
@@ -115,7 +129,7 @@ def trainers(
 
 
 def _arrays(layers: Iterable[tuple[Tensor, Tensor]]) -> list:
-    return [tuple(jnp.asarray(p.numpy()) for p in pair) for pair in layers]
+    return [tuple(jnp.asarray(p.cpu().numpy()) for p in pair) for pair in layers]
 
 
 def _compile(key: tuple, form: Callable, inputs: tuple) -> tuple[Callable, float]:

@@ -123,9 +123,13 @@ def print_summary(console: Console, rows: list[Row]) -> None:
 
 def print_head(console: Console, machine: dict) -> None:
     console.print(
-        f"[bold]pns_fast {__version__}[/bold] on {machine['cpu']}, {machine['cores']} cores, "
-        f"SIMD {machine['simd']}" + (f", {machine['gpu']}" if machine["gpu"] else "")
+        f"[bold]pns_fast {__version__}[/bold] on {machine['cpu']}, {machine['cores']} cores, SIMD {machine['simd']}"
     )
+    if machine["gpu"]:
+        console.print(
+            f"[bold]{machine['gpu']}[/bold], {machine['gpu_sms']} SMs, {machine['gpu_memory_gib']} GiB, "
+            f"{machine['gpu_architecture']}, driver {machine['driver']}, torch's CUDA {machine['cuda']}"
+        )
     jax = f"JAX {machine['jax']}" if machine["jax"] else "JAX not installed"
     console.print(
         f"{machine['threads']} threads, torch {machine['torch']}, numpy {machine['numpy']}, {jax}, {machine['date']}"
@@ -142,7 +146,7 @@ def print_ceilings(console: Console, ceilings: Ceilings) -> None:
 
     console.print(
         f"ceilings: read {text(ceilings.read, 'GB/s')}, copy {text(ceilings.copy, 'GB/s')} "
-        f"({ceilings.n_bytes >> 20} MiB), FMA {text(ceilings.fma, 'GFLOP/s')}"
+        f"({ceilings.n_bytes >> 20} MiB), FMA {text(ceilings.fma, 'GFLOP/s')}; by {ceilings.how}"
     )
 
 

@@ -7,6 +7,8 @@ import datetime
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from report import as_dict, print_ceilings, print_head, print_kernel, print_row,
 from rich.console import Console
 
 import pns_fast as pns
+from pns_fast.ops._library import without_cuda
 
 KERNELS = {
     "topk_mask": topk_mask,
@@ -29,7 +32,7 @@ KERNELS = {
     "masked_linear": masked_linear,
     "mlp_trainer": mlp_trainer,
 }
-ON_CUDA = ("topk_mask",)
+ON_CUDA = tuple(name for name in KERNELS if name not in without_cuda)
 FIGURES = (".png", ".pdf", ".svg")
 SECONDS_PER_CASE, SECONDS_PER_CASE_QUICK = 3.0, 0.3
 
@@ -70,7 +73,7 @@ def describe_machine(device: str) -> dict:
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "simd": pns.backends()["cpu"],
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        **_describe_gpu(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "mkl": torch.backends.mkl.is_available(),
@@ -80,6 +83,32 @@ def describe_machine(device: str) -> dict:
         "load": os.getloadavg()[0],
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def _describe_gpu(device: str) -> dict:
+    if device != "cuda":
+        return {"gpu": None}
+    properties = torch.cuda.get_device_properties()
+    return {
+        "gpu": properties.name,
+        "gpu_architecture": f"sm_{properties.major}{properties.minor}",
+        "gpu_sms": properties.multi_processor_count,
+        "gpu_memory_gib": properties.total_memory >> 30,
+        "driver": _asked_of_driver("driver_version"),
+        "gpu_power_limit": _asked_of_driver("power.limit"),
+        "gpu_clock_max": _asked_of_driver("clocks.max.sm"),
+        "cuda": torch.version.cuda,
+        "kernels": pns.backends()["cuda"],
+    }
+
+
+def _asked_of_driver(field: str) -> str:
+    """What nvidia-smi says of the first GPU, "unknown" where it is not there."""
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (asked.stdout.splitlines() or ["unknown"])[0].strip()
 
 
 def _cpu_model() -> str:
@@ -130,8 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
                 console.print(f"  {case.label}")
         return 0
     start = time.perf_counter()
+    peers_jax.use_devices(options.device, options.threads)
     machine = describe_machine(options.device)
-    peers_jax.use_devices(options.threads)
     ceilings = measure_ceilings(options.device, options.threads, options.quick)
     print_head(console, machine)
     print_ceilings(console, ceilings)
@@ -145,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.figure:
         from figure import draw
 
-        place = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+        place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
         title = f"pns_fast on {place}, {machine['date'][:10]}"
         draw(rows, options.figure, title)
     return 0 if all(row.agrees for row in rows) else 1

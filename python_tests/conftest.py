@@ -16,6 +16,8 @@ from pns_fast import _native
 _LEVELS = ("baseline", "avx2", "avx512")
 SIMD_LEVELS = _LEVELS[: _LEVELS.index(_native.cpu.best_simd_level()) + 1]
 
+_GPU = ("gpu", True)  # on the reports of GPU tests
+
 
 def _why_no_gpu() -> str | None:
     if not torch.cuda.is_available():
@@ -23,6 +25,30 @@ def _why_no_gpu() -> str | None:
     if pns.backends()["cuda"] is None:
         return "pns_fast was built without CUDA"
     return None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        item.user_properties.append(_GPU)
+
+
+def _is_of_gpu(report) -> bool:
+    return _GPU in [tuple(p) for p in getattr(report, "user_properties", ())]  # xdist makes lists of tuples
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """At the very end how many GPU tests ran and how many did not, and why: skipped ones are easy to overlook."""
+    result = yield
+    counts = {
+        outcome: sum(map(_is_of_gpu, terminalreporter.getreports(outcome)))
+        for outcome in ("passed", "failed", "skipped", "error")
+    }
+    if total := sum(counts.values()):
+        shown = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+        why = f" ({_why_no_gpu()})" if counts["skipped"] and _why_no_gpu() else ""
+        terminalreporter.write_line(f"GPU tests: {total}: {shown}{why}")
+    return result
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

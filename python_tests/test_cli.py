@@ -158,6 +158,9 @@ def test_wrong_config(here, capsys, content, message):
         (["sweep", "singleshot", "--first-seed=-1"], "seeds: expected an integer of at least 0, got -1"),
         (["sweep", "singleshot", "--threads=0"], "argument --threads: expected at least 1, got 0"),
         (["sweep", "singleshot", "--chunk=0"], "chunk: expected a positive integer or None, got 0"),
+        (["sweep", "singleshot", "--device=gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["reproduce", "fig3", "--device=cuda:"], "argument --device: expected auto, cpu, cuda or cuda:N"),
+        (["plant", "--device=tpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["sweep", "singleshot", "--epochs=x"], "argument --epochs: invalid int value: 'x'"),
         (
             ["sweep", "singleshot", "--store=no/s.db"],

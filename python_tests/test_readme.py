@@ -27,7 +27,7 @@ def test_the_shell_commands_parse():
 
     text = README.read_text().replace("\\\n", " ")
     commands = [c.split("#")[0].split() for c in re.findall(r"^pns-fast (.*)$", text, re.MULTILINE)]
-    sweeps = [c for c in commands if c[0] == "sweep"]
-    assert len(commands) == 6
+    sweeps = [c for c in commands if c[0] in ("sweep", "reproduce")]
+    assert len(commands) == 8
     for command in sweeps:
         assert main([*command, "--dry-run"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def seeds(args: argparse.Namespace) -> range:
     if args.seeds < 1:
         raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
     return range(args.first_seed, args.first_seed + args.seeds)
+
+
+def device_name(text: str) -> str:
+    """``--device``: auto, cpu, cuda or cuda:N. Whether it is there is looked at when torch is imported."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
+def add_device(group) -> None:
+    """The option ``--device``, to a parser or a group of its options."""
+    text = "cpu, cuda, cuda:N, or auto: a GPU if there is one"
+    group.add_argument("--device", metavar="NAME", type=device_name, default="cpu", help=text)
 
 
 def set_threads(n_threads: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import COMMON, UsageError, seeds
+from .options import COMMON, UsageError, add_device, seeds
 
 
 def add(commands) -> None:
@@ -17,6 +17,7 @@ def add(commands) -> None:
     parser.add_argument("--first-seed", metavar="N", type=int, default=0, help="seed of the first network")
     parser.add_argument("--scheme", default="he_scaled", help="initial parameters: he_scaled or uniform")
     parser.add_argument("--assignment", default="greedy", help="greedy or optimal")
+    add_device(parser)
     parser.add_argument("--out", metavar="FILE", help="save networks and masks with torch.save")
     parser.set_defaults(run=run)
 
@@ -26,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {args.out}: there is no directory {Path(args.out).parent}")
     from ..sweeps.planted import check_planted, print_planted, save_planted
 
-    checked = check_planted(args.task, args.depth, args.width, list(seeds(args)), args.scheme, args.assignment)
+    checked = check_planted(
+        args.task, args.depth, args.width, list(seeds(args)), args.scheme, args.assignment, args.device
+    )
     print_planted(checked)
     if args.out:
         save_planted(checked, args.out)

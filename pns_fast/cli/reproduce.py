@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..sweeps.paper import FIGURES
 from .options import COMMON, UsageError
-from .running import add_run_options, count_cells, report_failures, run_cells
+from .running import add_run_options, count_cells, place, report_failures, run_cells
 
 _ABOUT = (
     "Run the networks of figures of the paper and draw them. All share one store, so that a figure takes from it "
@@ -55,7 +55,7 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> in
     if not args.quiet:
         print(f"{name}  {figure.title}", flush=True)
     cells = figure.cells(args.seeds, args.quick)
-    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds}
+    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device}
     report = run_cells(cells, store, args, name, asked)
     if report.interrupted:
         return 130
@@ -66,7 +66,7 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> in
         from ..sweeps.table import print_closing, print_results
 
         print_results(records, figure.by)
-        places = {"store": store} | {file.suffix[1:]: str(file) for file in files}
+        places = {"device": place(args.device), "store": store} | {file.suffix[1:]: str(file) for file in files}
         print_closing(report, records, {"figure": time.perf_counter() - begin}, places)
     return report_failures(records)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import set_threads
+from .options import add_device, set_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def add_run_options(group) -> None:
     """The options of :func:`run_cells`, to a parser or a group of its options."""
+    add_device(group)
     group.add_argument("--threads", metavar="N", type=int, help="CPU threads; torch's choice if not given")
     group.add_argument(
         "--chunk", metavar="N", type=int, help="most networks in one native call; the mode's default if not given"
@@ -43,7 +44,13 @@ def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title
     set_threads(args.threads)
     with shown(title, args.quiet) as progress:
         report = sweeps.run(
-            cells, store, chunk=args.chunk, retry_failed=args.retry_failed, progress=progress, asked=asked
+            cells,
+            store,
+            chunk=args.chunk,
+            retry_failed=args.retry_failed,
+            progress=progress,
+            asked=asked,
+            device=args.device,
         )
     if report.interrupted:
         done = report.n_cells - report.n_left
@@ -52,6 +59,14 @@ def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title
             file=sys.stderr,
         )
     return report
+
+
+def place(device: str) -> str | None:
+    """The GPU's name for the closing table, None for the CPU."""
+    from ..sweeps.device import check_device, describe
+
+    found = check_device(device)
+    return None if found.type == "cpu" else describe(found)
 
 
 def count_cells(cells: Sequence[Cell], store: str) -> str:

@@ -8,7 +8,7 @@ import time
 from ..sweeps.config import read_options, write_options
 from ..sweeps.grid import DEFAULTS, MODES, density_label
 from .options import COMMON, UsageError, check_outputs, comma_list, seeds, write_outputs
-from .running import add_run_options, count_cells, report_failures, run_cells
+from .running import add_run_options, count_cells, place, report_failures, run_cells
 
 _PAPER_SEEDS = {"singleshot": 25, "multishot": 10, "edge-popup": 10}
 
@@ -93,7 +93,7 @@ def _flag(name: str) -> str:
 def _options(args: argparse.Namespace) -> dict[str, str]:
     """Flag -> attribute of all that a config file may set."""
     names = ("task", "pruner", "density", "seeds", "first_seed", "depth", "width", "noise")
-    names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "threads", "chunk")
+    names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "device", "threads", "chunk")
     return {_flag(name): name for name in names}
 
 
@@ -137,5 +137,6 @@ def run(args: argparse.Namespace) -> int:
 
         print_results(records)
         besides = {"imports": imported - begin, "figure": now - swept}
-        print_closing(report, records, besides, {"store": args.store, "figure": args.figure, "csv": args.csv})
+        places = {"device": place(args.device), "store": args.store, "figure": args.figure, "csv": args.csv}
+        print_closing(report, records, besides, places)
     return report_failures(records)

@@ -60,20 +60,20 @@ class Masks(LayerStack):
 
     def kept(self) -> Tensor:
         """The number of kept parameters, weights and biases: int64 ``[N]``."""
-        return sum(part.flatten(1).sum(1) for part in (*self.weights, *self.biases))
+        return _count((*self.weights, *self.biases))
 
     def density(self, biases: bool = True) -> Tensor:
         """Kept parameters / all parameters, float64 ``[N]``; weights only where ``biases`` is False."""
         parts = (*self.weights, *self.biases) if biases else self.weights
-        return sum(part.flatten(1).sum(1) for part in parts).double() / sum(part[0].numel() for part in parts)
+        return _count(parts).double() / sum(part[0].numel() for part in parts)
 
     def layer_densities(self) -> Tensor:
         """Kept weights / weights of each layer, float64 ``[N, L]``."""
-        return torch.stack([w.flatten(1).double().mean(1) for w in self.weights], dim=1)
+        return torch.stack([_count([w]).double() / w[0].numel() for w in self.weights], dim=1)
 
     def collapsed(self) -> Tensor:
         """Whether some layer keeps no weight, so that no input reaches an output: bool ``[N]``."""
-        return torch.stack([~w.flatten(1).any(1) for w in self.weights]).any(0)
+        return torch.stack([_count([w]) == 0 for w in self.weights]).any(0)
 
     def effective_density(self) -> Tensor:
         """Kept parameters that can influence the input-output function / all parameters, float64 ``[N]``.
@@ -99,6 +99,12 @@ class Masks(LayerStack):
             [b & fed[l + 1] & used[l + 1] for l, b in enumerate(self.biases)],
         )
         return effective.density()
+
+
+def _count(parts: Sequence[Tensor]) -> Tensor:
+    """What each network keeps of bool ``[N, ...]`` tensors: int64 ``[N]``."""
+    # in 32 bits, which a layer fits: on the CPU torch sums bools to int64 16 times as slowly
+    return sum(part.flatten(1).sum(1, dtype=torch.int32).long() for part in parts)
 
 
 def cat_masks(masks: Sequence[Masks]) -> Masks:

@@ -129,12 +129,13 @@ class LayerStack:
 
     def select(self, indices: int | Sequence[int] | Tensor) -> Self:
         """The networks at ``indices`` (an int, ints, or an int64 tensor ``[M]``), copied, in that order."""
-        index = torch.as_tensor(indices, device=self.device)
+        index = torch.as_tensor(indices)  # checked where it is: ints need no look at the device
         if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
             raise TypeError(f"indices: expected ints, got {index.dtype}")
         index = index.reshape(-1).long()
         if index.numel() == 0 or not bool(((index >= 0) & (index < self.n)).all()):
             raise ValueError(f"indices: expected at least one, each in [0, {self.n}), got {index.tolist()}")
+        index = index.to(self.device)
         return type(self)([w[index] for w in self.weights], [b[index] for b in self.biases])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:

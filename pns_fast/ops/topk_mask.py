@@ -262,6 +262,38 @@ def _kth_largest_fake(scores, k, *, hint=None):
     return scores.new_empty(_row_shape(scores))
 
 
+def _rows_on_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
+    """The kernel ranks up to 32 bits; float64, in which the pruners score now and then, is sorted."""
+    if scores.dtype == torch.float64:
+        _sort_rows(scores, keep_count(keep, scores.shape[-1]), ties, mask, threshold)
+    else:
+        _run_rows_cuda(scores, keep, ties, hint, mask, threshold)
+
+
+def _list_on_cuda(scores, keep: int | float, ties: str, hint, masks: Sequence[Tensor], threshold) -> None:
+    if scores[0].dtype != torch.float64:
+        _run_list_cuda(scores, keep, ties, hint, masks, threshold)
+        return
+    flat = torch.cat([s.reshape(-1) for s in scores])
+    mask = _empty_mask(flat)
+    _sort_rows(flat, keep_count(keep, flat.numel()), ties, mask, threshold)
+    for out, part in zip(masks, mask.split([s.numel() for s in scores]), strict=True):
+        out.copy_(part.reshape(out.shape))
+
+
+def _sort_rows(scores: Tensor, count: int, ties: str, mask: Tensor, threshold: Tensor | None) -> None:
+    n, is_legacy = scores.shape[-1], ties == "legacy"
+    values, order = scores.masked_fill(scores.isnan(), -math.inf).sort(dim=-1, descending=True, stable=True)
+    last = count if is_legacy else count - 1  # the largest score cut, or the least one kept
+    has_threshold = 0 <= last < n
+    if is_legacy and has_threshold:
+        torch.gt(scores, values[..., last, None], out=mask)
+    else:
+        mask.zero_().scatter_(-1, order[..., :count], True)
+    if threshold is not None:
+        threshold.copy_(values[..., last]) if has_threshold else threshold.fill_(math.nan)
+
+
 def _on_device(device: str):
     return lambda name, implementation: library.impl(name, implementation, device)
 
@@ -271,7 +303,7 @@ def _as_fake(name: str, implementation) -> None:
 
 
 _register(_on_device("CPU"), _run_rows, _run_list, _empty_mask_cpu)
-_register(_on_device("CUDA"), _run_rows_cuda, _run_list_cuda)
+_register(_on_device("CUDA"), _rows_on_cuda, _list_on_cuda)
 _register(_as_fake, _nothing, _nothing)
 library.impl("kth_largest", _kth_largest_cpu, "CPU")
 library.impl("kth_largest", _kth_largest_cuda, "CUDA")
@@ -312,7 +344,7 @@ def topk_mask(
     threshold is a good hint for the next: ``mask, t = topk_mask(s, keep, hint=t, return_threshold=True)``.
 
     Args:
-        scores: float32, float64, float16 or bfloat16 (CUDA: not float64). A tensor ``[..., n]``: each row on its own.
+        scores: float32, float64, float16 or bfloat16 (CUDA sorts float64). A tensor ``[..., n]``: each row on its own.
             A list of tensors of one dtype and any shapes: ranked together.
         keep: an int is a count in [0, n]; a float in [0, 1] a density, of which ``ceil(density * n)`` are kept.
         ties: "index", or "legacy" for the rule "score <= k-th smallest is cut" of SynFlow-style code, which drops all

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .. import ops
@@ -63,6 +62,10 @@ def _rematch(index: Tensor, scale: Tensor, theta: Tensor, support: Tensor, candi
 
 def match_optimal(theta: Tensor, support: Tensor, candidates: Tensor) -> LayerMatch:
     """The assignment of least total residual (linear sum assignment); arguments as :func:`match_greedy`."""
+    from scipy.optimize import linear_sum_assignment  # 0.7 s of imports that greedy planting does not need
+
+    if theta.is_cuda:  # SciPy's assignment needs the CPU, and a GPU would be waited for at every neuron
+        return LayerMatch(*(t.to(theta.device) for t in match_optimal(theta.cpu(), support.cpu(), candidates.cpu())))
     index = torch.full(theta.shape[:2], -1, dtype=torch.int64, device=theta.device)
     scale = torch.ones(theta.shape[:2], dtype=torch.float64, device=theta.device)
     fallbacks = torch.zeros(len(theta), dtype=torch.int64, device=theta.device)

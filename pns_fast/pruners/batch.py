@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..networks import Population
-from .checks import LOSSES, check_choice, check_count, check_inputs, check_targets
+from .checks import LOSSES, check_choice, check_count, check_inputs, check_targets, moved
 
 if TYPE_CHECKING:
     from ..tasks import Data
@@ -70,12 +70,13 @@ def _draw(data: Data, loss: str, n: int, key: tuple[int, int]) -> tuple[Tensor, 
 
 
 def check_batch(batch: tuple[Tensor, Tensor] | None, population: Population, loss: str) -> tuple[Tensor, Tensor] | None:
-    """The batch as ``x [N, B, n_0]``, ``y [N, B]`` or ``[N, B, n_L]`` in the population's dtype, checked."""
+    """The batch as ``x [N, B, n_0]``, ``y [N, B]`` or ``[N, B, n_L]`` in the population's dtype, checked; one on the
+    CPU is moved to the population's device."""
     if batch is None:
         return None
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(f"batch: expected (x, y) or None, got {type(batch).__name__}")
-    x, y = batch
+    x, y = (moved(part, population) for part in batch)
     check_inputs("batch x", x, population)
     n, n_samples = population.n, x.shape[-2]
     if x.dim() > 3 or (x.dim() == 3 and len(x) != n):

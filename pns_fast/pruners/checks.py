@@ -65,8 +65,13 @@ def check_masks(population: Population, masks: Masks | None) -> Masks:
     return masks
 
 
-def check_inputs(name: str, x: Tensor, population: Population) -> None:
-    """``x [..., n_0]`` must be finite, of floating point and on the population's device."""
+def moved(t: Tensor, population: Population) -> Tensor:
+    """A tensor on the CPU goes to the population's device: samples may wait there for networks on a GPU."""
+    return t.to(population.device) if isinstance(t, Tensor) and t.device.type == "cpu" else t
+
+
+def check_inputs(name: str, x: Tensor, population: Population, values: bool = True) -> None:
+    """``x [..., n_0]`` must be of floating point and, if ``values``, finite and on the population's device."""
     n_0 = population.widths[0]
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
@@ -74,10 +79,13 @@ def check_inputs(name: str, x: Tensor, population: Population) -> None:
         raise TypeError(f"{name}: expected floating point, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] != n_0 or x.numel() == 0:
         raise ValueError(f"{name}: expected shape [samples > 0, {n_0}], got {tuple(x.shape)}")
-    _check_device_and_values(name, x, population)
+    if values:
+        _check_device_and_values(name, x, population)
 
 
-def check_targets(name: str, y: Tensor, lead: Sequence[int], population: Population, loss: str) -> None:
+def check_targets(
+    name: str, y: Tensor, lead: Sequence[int], population: Population, loss: str, values: bool = True
+) -> None:
     """``y`` must be int64 labels ``[*lead]`` in [0, n_L), or for MSE finite values ``[*lead, n_L]``."""
     n_outputs = population.widths[-1]
     if not isinstance(y, Tensor):
@@ -92,6 +100,8 @@ def check_targets(name: str, y: Tensor, lead: Sequence[int], population: Populat
         shape = (*lead, n_outputs)
     if tuple(y.shape) != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(y.shape)}")
+    if not values:
+        return
     _check_device_and_values(name, y, population)
     if loss == "cross_entropy" and (y.min() < 0 or y.max() >= n_outputs):
         raise ValueError(f"{name}: expected labels in [0, {n_outputs}), got {int(y.min())} to {int(y.max())}")

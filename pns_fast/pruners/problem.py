@@ -91,8 +91,9 @@ class PopulationProblem(ScoringProblem):
         scale = weights[0].new_ones(n, 1, 1)
         for w, b, keep_w, keep_b in zip(weights, biases, self._masks.weights, self._masks.biases, strict=True):
             h = ops.masked_linear(h, w, keep_w, b * keep_b * scale[:, 0])
-            _, exponent = torch.frexp(h.detach().amax((1, 2), keepdim=True))
-            factor = torch.ldexp(torch.ones_like(scale), -exponent)
+            largest = h.detach().amax((1, 2), keepdim=True)
+            # an exact quotient on every device; torch.ldexp goes by way of a float32 power
+            factor = torch.where((largest > 0) & (largest < torch.inf), torch.frexp(largest).mantissa / largest, 1.0)
             # unlimited, layers that shrink the flow a lot make it infinite, and infinity * (bias 0) is NaN
             h, scale = h * factor, (scale * factor).clamp_max(2.0**500)
         return h.sum()

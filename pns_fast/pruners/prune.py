@@ -34,7 +34,8 @@ def score(
         population: N networks.
         name: a pruner out of ``names()``.
         batch: ``x [B, n_0]`` or ``[N, B, n_0]`` and ``y [B]`` or ``[N, B]`` (int64) for cross-entropy,
-            ``[B, n_L]`` or ``[N, B, n_L]`` for MSE; SNIP and GraSP need it. See :func:`pruning_batch`.
+            ``[B, n_L]`` or ``[N, B, n_L]`` for MSE, on the population's device or on the CPU; SNIP and GraSP need
+            it. See :func:`pruning_batch`.
         loss: "cross_entropy" or "mse".
         seed: for the random pruner, an int or N ints.
         masks: parameters pruned before; None for none.
@@ -56,8 +57,21 @@ def score(
     registry.get(name)
     check_choice("loss", loss, LOSSES)
     masks = check_masks(population, masks)
-    keys = rng.network_keys(seed, population.n)
-    problem = PopulationProblem(population, masks, check_batch(batch, population, loss), loss, keys)
+    return score_by_key(
+        population, name, check_batch(batch, population, loss), loss, rng.network_keys(seed, population.n), masks
+    )
+
+
+def score_by_key(
+    population: Population,
+    name: str,
+    batch: tuple[Tensor, Tensor] | None,
+    loss: str,
+    keys: Sequence[tuple[int, int]],
+    masks: Masks,
+) -> Tensor:
+    """:func:`score` of checked arguments: a batch out of ``check_batch``, the (seed, network) key of each network."""
+    problem = PopulationProblem(population, masks, batch, loss, keys)
     flat, kept = torch.cat([s.flatten(1) for s in registry.run(name, problem)], dim=1), masks.flatten()
     broken = (kept & ~torch.isfinite(flat)).any(1)
     if broken.any():
@@ -90,9 +104,30 @@ def threshold(
     >>> threshold(torch.tensor([[3.0, 4.0, 0.5]]), None, (2, 1), density=0.5).flatten()
     tensor([[ True,  True, False]])
     """
+    return thresholds(scores, masks, widths, [density], scope)[0]
+
+
+def thresholds(
+    scores: Tensor, masks: Masks | None, widths: Sequence[int], densities: Sequence[float], scope: str = "global"
+) -> list[Masks]:
+    """:func:`threshold` at several densities of the same scores.
+
+    Args:
+        scores, masks, widths, scope: see :func:`threshold`.
+        densities: fractions kept, in (0, 1].
+
+    Returns:
+        Masks of N networks for each density.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, or a NaN score.
+
+    >>> [m.kept() for m in thresholds(torch.tensor([[3.0, 4.0, 0.5]]), None, (2, 1), [0.3, 0.5])]
+    [tensor([1]), tensor([2])]
+    """
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         raise TypeError(f"scores: expected a floating point tensor, got {getattr(scores, 'dtype', scores)!r}")
-    density = check_density(density)
+    densities = [check_density(density) for density in densities]
     check_choice("scope", scope, SCOPES)
     sizes = [n_out * (n_in + 1) for n_in, n_out in itertools.pairwise(widths)]
     if scores.dim() != 2 or scores.shape[1] != sum(sizes):
@@ -100,18 +135,21 @@ def threshold(
             f"scores: expected shape [N, {sum(sizes)}] for widths {tuple(widths)}, got {list(scores.shape)}"
         )
     kept = _flat_masks(masks, scores, widths)
-    if (torch.isnan(scores) & kept).any():
+    nan = torch.isnan(scores)
+    if (nan if kept is None else nan & kept).any():
         raise ValueError("scores: expected no NaN")
     # a kept -inf still ranks above everything pruned
-    ranked = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(~kept, -torch.inf)
-    parts = [ranked] if scope == "global" else ranked.split(sizes, dim=1)
-    top = torch.cat([ops.topk_mask(part.contiguous(), density) for part in parts], dim=1)
-    return Masks.from_flat(top & kept, widths)
+    ranked = scores.clamp_min(torch.finfo(scores.dtype).min)
+    if kept is not None:
+        ranked = ranked.masked_fill(~kept, -torch.inf)
+    parts = [part.contiguous() for part in ([ranked] if scope == "global" else ranked.split(sizes, dim=1))]
+    tops = (torch.cat([ops.topk_mask(part, density) for part in parts], dim=1) for density in densities)
+    return [Masks.from_flat(top if kept is None else top & kept, widths) for top in tops]
 
 
-def _flat_masks(masks: Masks | None, scores: Tensor, widths: Sequence[int]) -> Tensor:
+def _flat_masks(masks: Masks | None, scores: Tensor, widths: Sequence[int]) -> Tensor | None:
     if masks is None:
-        return torch.ones_like(scores, dtype=torch.bool)
+        return None
     if not isinstance(masks, Masks):
         raise TypeError(f"masks: expected Masks or None, got {type(masks).__name__}")
     if (masks.n, masks.widths, masks.device) != (len(scores), tuple(widths), scores.device):

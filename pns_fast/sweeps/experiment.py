@@ -22,10 +22,10 @@ from ..networks import Masks, Population, init_population
 from .grid import Cell
 from .store import Outcome
 
-# At most this many parameters in one native call (256 MB a copy).
-_MAX_CALL_PARAMETERS = 2**26
+# At most this many parameters in one native call (256 MB a copy); on a GPU as many as fit, at this many bytes each.
+_MAX_CALL_PARAMETERS, _CALL_BYTES = 2**26, 64
 # And this many bytes of mothers and data sets that are alive at once; scoring holds the mothers about ten times.
-_MAX_BLOCK_BYTES = 2**25
+_MAX_BLOCK_BYTES, _MAX_BLOCK_BYTES_CUDA = 2**25, 2**29
 
 # Cells that agree in these go through the pipeline together; what is left is pruner, density and seed.
 _SHARED = (
@@ -34,24 +34,31 @@ _SHARED = (
 )
 
 
-class Clock:
-    """Adds up the seconds of named phases: ``with clock("training"): ...``."""
+_CPU = torch.device("cpu")
 
-    def __init__(self):
+
+class Clock:
+    """Adds up the seconds of named phases: ``with clock("training"): ...``; a GPU is waited for at their ends."""
+
+    def __init__(self, device: torch.device):
         self.seconds: Counter[str] = Counter()
+        self._device = device
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         begin = time.perf_counter()
         try:
             yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
         finally:
             self.seconds[phase] += time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
 class Mothers:
-    """The planted mother networks of one task and architecture, one a seed, with their data."""
+    """The planted mother networks of one task and architecture, one a seed, on the device of the sweep, with their
+    data, which wait on the CPU."""
 
     task: tasks.Task
     rows: dict[int, int]  # seed -> network
@@ -86,14 +93,23 @@ class _Trained:
     result: training.TrainResult
 
 
-def mother_groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+def mother_groups(cells: Iterable[Cell], device: torch.device = _CPU) -> Iterator[list[Cell]]:
     """Cells that differ in pruner, density and seed only, in blocks whose mothers and data fit into memory."""
+    most = _MAX_BLOCK_BYTES_CUDA if device.type == "cuda" else _MAX_BLOCK_BYTES
     for _, group in _grouped(cells, *_SHARED):
         seeds = list(dict.fromkeys(c.seed for c in group))
-        n_block = max(1, _MAX_BLOCK_BYTES // _seed_bytes(group[0]))
+        n_block = max(1, most // _seed_bytes(group[0]))
         for at in range(0, len(seeds), n_block):
             block = set(seeds[at : at + n_block])
             yield [c for c in group if c.seed in block]
+
+
+def _most_parameters(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _MAX_CALL_PARAMETERS
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next tensor
+    return (free + kept) // _CALL_BYTES
 
 
 def _parameter_count(cell: Cell) -> int:
@@ -108,7 +124,7 @@ def _seed_bytes(cell: Cell) -> int:
     return 4 * _parameter_count(cell) + cell.n_samples * (4 * task.n_inputs + label)
 
 
-def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock) -> Iterator[list[Outcome]]:
+def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock, device: torch.device) -> Iterator[list[Outcome]]:
     """The outcomes of one mother group, a chunk of networks at a time.
 
     Args:
@@ -116,12 +132,13 @@ def run_cells(cells: Sequence[Cell], chunk: int, clock: Clock) -> Iterator[list[
         chunk: most networks in one native call.
         clock: gets the seconds of data, planting, scoring and training ("training, scoring" in multishot,
             which does both in one call).
+        device: for scoring and training.
 
     Returns:
         An iterator over lists of outcomes, equal networks together. An error in any step is raised and ends it.
     """
-    chunk = max(1, min(chunk, _MAX_CALL_PARAMETERS // _parameter_count(cells[0])))
-    mothers = _grow(cells[0], list(dict.fromkeys(c.seed for c in cells)), clock)
+    chunk = max(1, min(chunk, _most_parameters(device) // _parameter_count(cells[0])))
+    mothers = _grow(cells[0], list(dict.fromkeys(c.seed for c in cells)), clock, device)
     solve = {"singleshot": _singleshot, "multishot": _multishot, "edge-popup": _edge_popup}[cells[0].mode]
     twins = _twins(cells)
     for trained in solve(list(twins), mothers, chunk, clock):
@@ -140,7 +157,8 @@ def _twins(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
     return twins
 
 
-def _grow(like: Cell, seeds: list[int], clock: Clock) -> Mothers:
+def _grow(like: Cell, seeds: list[int], clock: Clock, device: torch.device) -> Mothers:
+    """Drawn and planted on the CPU, so that every device gets the same bits."""
     task = tasks.get(like.task, noise=like.noise)
     ticket, widths = task.ticket(like.depth), task.widths(like.depth, like.width)
     with clock("data"):
@@ -148,6 +166,7 @@ def _grow(like: Cell, seeds: list[int], clock: Clock) -> Mothers:
     with clock("planting"):
         population = init_population(widths, n=len(seeds), seed=seeds, scheme=like.scheme)
         planted = planting.plant(ticket, population, assignment=like.assignment)
+        planted = replace(planted, population=planted.population.to(device), masks=planted.masks.to(device))
         performance = [ticket_performance(task, ticket, d) for d in data]
     return Mothers(
         task,
@@ -197,7 +216,8 @@ def _pruned(cells: Sequence[Cell], mothers: Mothers, clock: Clock) -> Iterator[t
             densities = dict.fromkeys(c.density for c in group)
             if rounds == 1:
                 scores = pruners.score(population, pruner, batch, loss, seeds)
-                masks = {d: pruners.threshold(scores, None, widths, d, scope).flatten() for d in densities}
+                found = pruners.thresholds(scores, None, widths, list(densities), scope)
+                masks = {d: m.flatten() for d, m in zip(densities, found, strict=True)}
             else:
                 masks = {
                     d: pruners.prune(population, pruner, d, batch, loss, scope, rounds, seed=seeds).flatten()
@@ -209,26 +229,26 @@ def _pruned(cells: Sequence[Cell], mothers: Mothers, clock: Clock) -> Iterator[t
 
 
 def _multishot(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock) -> Iterator[_Trained]:
-    for (pruner, density), group in _grouped(cells, "pruner", "density"):
-        for batch in _chunks(group, chunk):
-            started, like, seeds = time.time(), batch[0], [c.seed for c in batch]
-            population, data, planted_masks = mothers.select(seeds)
-            with clock("training, scoring"):
-                shots = training.multishot(
-                    population,
-                    pruner,
-                    density,
-                    data,
-                    rounds=like.rounds,
-                    round_epochs=like.round_epochs,
-                    epochs=like.epochs,
-                    batch_size=like.batch_size,
-                    optimizer=training.Adam(lr=like.lr),
-                    scope=like.scope,
-                    seed=seeds,
-                )
-            strong = shots.strong_metric, shots.strong_loss
-            yield _Trained(batch, started, shots.masks, planted_masks, *strong, shots.result)
+    for batch in _chunks(cells, chunk):
+        batch.sort(key=lambda cell: -cell.density)  # as in singleshot
+        started, like, seeds = time.time(), batch[0], [c.seed for c in batch]
+        population, data, planted_masks = mothers.select(seeds)
+        with clock("training, scoring"):
+            shots = training.multishot(
+                population,
+                [c.pruner for c in batch],
+                [c.density for c in batch],
+                data,
+                rounds=like.rounds,
+                round_epochs=like.round_epochs,
+                epochs=like.epochs,
+                batch_size=like.batch_size,
+                optimizer=training.Adam(lr=like.lr),
+                scope=like.scope,
+                seed=seeds,
+            )
+        strong = shots.strong_metric, shots.strong_loss
+        yield _Trained(batch, started, shots.masks, planted_masks, *strong, shots.result)
 
 
 def _edge_popup(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock) -> Iterator[_Trained]:
@@ -267,7 +287,7 @@ def _train(batch: list[Cell], population: Population, masks: Masks, data: list, 
 
 
 def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
-    masks, result = trained.masks, trained.result
+    masks, result, kept = trained.masks, trained.result, trained.masks.kept()
     recovery = planting.recovery(masks, trained.planted_masks)
     rows = [mothers.rows[c.seed] for c in trained.cells]
     columns = {
@@ -275,8 +295,8 @@ def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
         "weak_metric": result.metric[:, -1],
         "strong_loss": trained.strong_loss,
         "weak_loss": result.test_loss[:, -1],
-        "kept": masks.kept(),
-        "density_kept": masks.density(),
+        "kept": kept,
+        "density_kept": kept.double() / sum(part[0].numel() for part in (*masks.weights, *masks.biases)),
         "effective_density": masks.effective_density(),
         "collapsed": masks.collapsed(),
         "precision": recovery.precision,

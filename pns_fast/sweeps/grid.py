@@ -67,15 +67,14 @@ class Cell:
     popup_lr: float | None = None
 
     def __post_init__(self):
-        for field in fields(self):  # 0 and 0.0 are one noise level, so they must be one key
-            value = getattr(self, field.name)
-            if field.type.startswith("float") and isinstance(value, int):
-                object.__setattr__(self, field.name, float(value))
+        for name in _FLOATS:  # 0 and 0.0 are one noise level, so they must be one key
+            value = getattr(self, name)
+            if isinstance(value, int):
+                object.__setattr__(self, name, float(value))
 
     def params(self) -> dict:
         """The fields as a dictionary, without the settings that this mode does not know."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
 
     @classmethod
     def from_dict(cls, params: dict) -> Cell:
@@ -89,6 +88,10 @@ class Cell:
             {"schema_version": SCHEMA_VERSION, **self.params()}, sort_keys=True, separators=(",", ":")
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_FIELDS = tuple(field.name for field in fields(Cell))
+_FLOATS = tuple(field.name for field in fields(Cell) if field.type.startswith("float"))
 
 
 def expand(

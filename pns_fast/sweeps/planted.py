@@ -10,6 +10,7 @@ import torch
 
 from .. import planting, tasks
 from ..networks import init_population
+from .device import check_device
 
 TOLERANCE = 1e-4  # float32 parameters: the planted network's outputs against the ticket's, relative
 
@@ -36,21 +37,22 @@ def check_planted(
     seeds: Sequence[int],
     scheme: str = "he_scaled",
     assignment: str = "greedy",
+    device: str | torch.device = "cpu",
 ) -> CheckedPlanting:
-    """Plant the task's ticket into a mother network a seed and compare outputs on 1,000 inputs.
+    """Plant the task's ticket into a mother network a seed, on a device, and compare outputs on 1,000 inputs.
 
     Raises:
-        ValueError: an unknown task, scheme or assignment, or a mother network too narrow for the ticket.
+        ValueError: an unknown task, scheme, assignment or device, or a mother network too narrow for the ticket.
 
     Example:
         >>> check_planted("relu", 4, 10, [0, 1]).is_exact
         True
     """
-    instance = tasks.get(task)
+    instance, device = tasks.get(task), check_device(device)
     ticket = instance.ticket(depth)
     population = init_population(instance.widths(depth, width), n=len(seeds), seed=seeds, scheme=scheme)
-    planted = planting.plant(ticket, population, assignment=assignment)
-    x = instance.sample(n=10_000, seed=seeds[0]).x_test.double()
+    planted = planting.plant(ticket, population.to(device), assignment=assignment)
+    x = instance.sample(n=10_000, seed=seeds[0]).x_test.double().to(device)
     expected = ticket.forward(x)
     difference = (planted.ticket_forward(x) - expected).abs().flatten(1).amax(1)
     return CheckedPlanting(instance, ticket, list(seeds), planted, (difference / expected.abs().max()).tolist())
@@ -89,20 +91,21 @@ def print_planted(checked: CheckedPlanting) -> None:
 
 
 def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:
-    """``torch.save`` of plain tensors and numbers: ``torch.load(path, weights_only=True)`` reads it."""
+    """``torch.save`` of plain tensors on the CPU and of numbers: ``torch.load(path, weights_only=True)`` reads it."""
     planted = checked.planted
+    population, masks = planted.population.to("cpu"), planted.masks.to("cpu")
     torch.save(
         {
             "task": checked.task.name,
             "seeds": checked.seeds,
-            "widths": planted.population.widths,
-            "weights": planted.population.weights,
-            "biases": planted.population.biases,
-            "mask_weights": planted.masks.weights,
-            "mask_biases": planted.masks.biases,
-            "output_scale": planted.output_scale,
-            "neurons": planted.neurons,
-            "fallbacks": planted.fallbacks,
+            "widths": population.widths,
+            "weights": population.weights,
+            "biases": population.biases,
+            "mask_weights": masks.weights,
+            "mask_biases": masks.biases,
+            "output_scale": planted.output_scale.cpu(),
+            "neurons": [n.cpu() for n in planted.neurons],
+            "fallbacks": planted.fallbacks.cpu(),
         },
         path,
     )

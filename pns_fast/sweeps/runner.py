@@ -9,13 +9,18 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from .. import __version__, backends
+from .device import check_device, describe
 from .experiment import Clock, mother_groups, run_cells
 from .grid import Cell
 from .store import Outcome, Store
 
 # Networks in one native call: enough to fill the cores, few enough that a kill loses seconds only.
 DEFAULT_CHUNK = {"singleshot": 64, "multishot": 16, "edge-popup": 16}
+# A GPU is full with some hundred networks, and their calls have a last one to wait for: all of a mother group at once.
+DEFAULT_CHUNK_CUDA = 4096
 
 
 @dataclass
@@ -47,6 +52,7 @@ def run(
     retry_failed: bool = False,
     progress: Callable[[Report], None] | None = None,
     asked: dict | None = None,
+    device: str | torch.device = "cpu",
 ) -> Report:
     """Run the cells that the store does not hold yet. Kill it at any time and call it again: it goes on.
 
@@ -60,12 +66,15 @@ def run(
         retry_failed: also run cells that failed before.
         progress: called at the start and after each chunk.
         asked: what to note in the store about this run.
+        device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one. It is no part of a cell: data and planted
+            mothers are bitwise the same everywhere, scores and training agree up to rounding. The store notes it
+            for each run.
 
     Returns:
         The final :class:`Report`.
 
     Raises:
-        ValueError: ``chunk`` is no positive integer, or the store is not usable (StoreError).
+        ValueError: ``chunk`` is no positive integer, there is no such device, or the store is not usable (StoreError).
         OSError: the store is not writable, or another run writes to it (StoreAccessError).
 
     Example:
@@ -80,7 +89,8 @@ def run(
     """
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk: expected a positive integer or None, got {chunk!r}")
-    begin, clock = time.perf_counter(), Clock()
+    device = check_device(device)
+    begin, clock = time.perf_counter(), Clock(device)
     with Store(store) as opened:
         done = opened.statuses()
         redo = ("failed",) if retry_failed else ()
@@ -88,11 +98,11 @@ def run(
         pending = [c for c in cells if done.get(c.key) in (None, *redo)]
         n_failed_before = 0 if retry_failed else sum(done.get(c.key) == "failed" for c in cells)
         report = Report(len(cells), len(cells) - len(pending), n_failed_before)
-        opened.begin_run(_versions(), {"cells": len(cells), "pending": len(pending), **(asked or {})})
+        opened.begin_run(_versions(device), {"cells": len(cells), "pending": len(pending), **(asked or {})})
         try:
             if progress:
                 progress(report)
-            for outcomes in _all_outcomes(pending, chunk, clock):
+            for outcomes in _all_outcomes(pending, chunk, clock, device):
                 with clock("store"):
                     opened.write(outcomes)
                 n_failed = sum(o.error is not None for o in outcomes)
@@ -107,23 +117,28 @@ def run(
     return report
 
 
-def _all_outcomes(cells: Sequence[Cell], chunk: int | None, clock: Clock) -> Iterator[list[Outcome]]:
-    for group in mother_groups(cells):
-        yield from _isolating(group, chunk or DEFAULT_CHUNK[group[0].mode], clock)
+def _all_outcomes(
+    cells: Sequence[Cell], chunk: int | None, clock: Clock, device: torch.device
+) -> Iterator[list[Outcome]]:
+    for group in mother_groups(cells, device):
+        default = DEFAULT_CHUNK_CUDA if device.type == "cuda" else DEFAULT_CHUNK[group[0].mode]
+        yield from _isolating(group, chunk or default, clock, device)
 
 
-def _isolating(cells: list[Cell], chunk: int, clock: Clock) -> Iterator[list[Outcome]]:
+def _isolating(cells: list[Cell], chunk: int, clock: Clock, device: torch.device) -> Iterator[list[Outcome]]:
     """The outcomes of ``cells``; what raises is halved until the guilty cells are alone.
 
     Halves, not single cells: one bad cell costs a few more calls, and the other cells stay in large batches.
     """
     started, left = time.time(), dict.fromkeys(cells)
     try:
-        for outcomes in run_cells(cells, chunk, clock):
+        for outcomes in run_cells(cells, chunk, clock, device):
             for outcome in outcomes:
                 del left[outcome.cell]
             yield outcomes
         return
+    except torch.AcceleratorError:
+        raise  # the device is lost: every other cell would fail as well, through no fault of its own
     except Exception:
         if len(cells) == 1:
             yield [Outcome(cells[0], started, time.time(), error=traceback.format_exc())]
@@ -132,12 +147,11 @@ def _isolating(cells: list[Cell], chunk: int, clock: Clock) -> Iterator[list[Out
     middle = len(suspects) // 2
     for half in (suspects[:middle], suspects[middle:]):
         if half:
-            yield from _isolating(half, chunk, clock)
+            yield from _isolating(half, chunk, clock, device)
 
 
-def _versions() -> dict[str, str]:
+def _versions(device: torch.device) -> dict[str, str]:
     import numpy
-    import torch
 
     return {
         "pns_fast": __version__,
@@ -145,4 +159,5 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "simd": backends()["cpu"],
+        "device": describe(device),
     }

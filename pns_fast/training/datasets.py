@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..networks import Population
-from ..pruners.checks import LOSSES, check_choice, check_inputs, check_targets
+from ..pruners.checks import LOSSES, check_choice, check_inputs, check_targets, moved
 
 if TYPE_CHECKING:
     from ..tasks import Data
@@ -22,7 +22,7 @@ FIELDS = ("x_train", "y_train", "x_test", "y_test")
 class StackedData:
     """D datasets of the same shape, and which of them each network sees."""
 
-    x_train: Tensor  # [D, n, n_0], the population's dtype
+    x_train: Tensor  # [D, n, n_0], the population's dtype and device, as all here
     y_train: Tensor  # int64 [D, n] or [D, n, n_L]
     x_test: Tensor
     y_test: Tensor
@@ -43,7 +43,10 @@ def infer_loss(y: Tensor, loss: str | None) -> str:
 
 
 def stack_data(data: Data | Sequence[Data], population: Population, loss: str | None) -> StackedData:
-    """Checks ``data`` against ``population`` and stacks it; a dataset that occurs twice is stored once."""
+    """Checks ``data`` against ``population`` and stacks it; a dataset that occurs twice is stored once.
+
+    Datasets on the CPU are moved to the population's device, all in one copy a field.
+    """
     one = is_data(data)
     if not one and not (isinstance(data, (list, tuple)) and all(map(is_data, data))):
         raise TypeError(
@@ -56,12 +59,13 @@ def stack_data(data: Data | Sequence[Data], population: Population, loss: str | 
     distinct = list({id(d): d for d in datasets}.values())
     position = {id(d): i for i, d in enumerate(distinct)}
     for d in distinct:
-        _check_data(d, population, loss)
+        _check_shapes(d, population, loss)
         for field in FIELDS:
             shapes = [list(getattr(other, field).shape) for other in (distinct[0], d)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"data: {field}: expected the same shape in all, got {shapes[0]} and {shapes[1]}")
-    stacked = {field: torch.stack([getattr(d, field) for d in distinct]) for field in FIELDS}
+    stacked = {field: _stack([getattr(d, field) for d in distinct], population) for field in FIELDS}
+    _check_values(stacked, population, loss)
     dataset = torch.tensor([position[id(d)] for d in datasets], device=population.device)
     return StackedData(
         **{f: t.to(population.dtype) if t.is_floating_point() else t for f, t in stacked.items()},
@@ -70,10 +74,27 @@ def stack_data(data: Data | Sequence[Data], population: Population, loss: str | 
     )
 
 
-def _check_data(data: Data, population: Population, loss: str) -> None:
+def _stack(parts: list[Tensor], population: Population) -> Tensor:
+    if len({part.device for part in parts}) > 1:
+        parts = [moved(part, population) for part in parts]
+    for part in parts:
+        if part.device not in (population.device, torch.device("cpu")):
+            raise ValueError(f"data: expected device {population.device} like the population, got {part.device}")
+    return moved(torch.stack(parts), population)
+
+
+def _check_shapes(data: Data, population: Population, loss: str) -> None:
     for part in ("train", "test"):
         x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
-        check_inputs(f"data x_{part}", x, population)
+        check_inputs(f"data x_{part}", x, population, values=False)
         if x.dim() != 2:
             raise ValueError(f"data x_{part}: expected shape [n, {population.widths[0]}], got {list(x.shape)}")
-        check_targets(f"data y_{part}", y, (len(x),), population, loss)
+        check_targets(f"data y_{part}", y, (len(x),), population, loss, values=False)
+
+
+def _check_values(stacked: dict[str, Tensor], population: Population, loss: str) -> None:
+    """Of all datasets at once: on a GPU every look at values waits for it."""
+    for part in ("train", "test"):
+        x, y = stacked[f"x_{part}"], stacked[f"y_{part}"]
+        check_inputs(f"data x_{part}", x, population)
+        check_targets(f"data y_{part}", y, x.shape[:2], population, loss)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops, rng
+from .. import rng
 from ..networks import Masks, Population
 from ..pruners.checks import check_density, check_population
 from .datasets import stack_data
 from .optimizers import SGD, Adam
-from .train import TrainResult, key_tensor, trainer_settings
+from .train import TrainResult, run_trainer, trainer_settings
 
 if TYPE_CHECKING:
     from ..tasks import Data
@@ -90,17 +90,11 @@ def edge_popup(
         raise TypeError(f"anneal: expected a bool, got {anneal!r}")
     settings = trainer_settings(epochs, batch_size, optimizer)
     stacked = stack_data(data, population, loss)
-    parameters, scores, mask, train_loss, test_loss, metric = ops.mlp_trainer(
-        population.flatten(),
+    parameters, scores, mask, *curves = run_trainer(
+        population,
         Masks.full(population).flatten(),
-        population.widths,
-        stacked.x_train,
-        stacked.y_train,
-        stacked.x_test,
-        stacked.y_test,
-        stacked.dataset,
-        key_tensor(seed, population),
-        loss=stacked.loss,
+        stacked,
+        seed,
         scores=first_scores(population, seed),
         density=density,
         anneal=anneal,
@@ -109,9 +103,7 @@ def edge_popup(
     )
     return EdgePopupResult(
         Population.from_flat(parameters, population.widths),
-        train_loss,
-        test_loss,
-        metric,
+        *curves,
         Masks.from_flat(mask, population.widths),
         scores,
     )

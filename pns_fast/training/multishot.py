@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import rng
 from ..networks import Masks, Population
 from ..ops._library import check_callback
-from ..pruners import prune, pruning_batch, round_density
+from ..pruners import pruning_batch, round_density, threshold
+from ..pruners.batch import check_batch
 from ..pruners.checks import check_choice, check_count, check_density, check_population
-from ..pruners.prune import SCHEDULES, SCOPES
+from ..pruners.prune import SCHEDULES, SCOPES, score_by_key
 from ..pruners.registry import get
 from .datasets import is_data, stack_data
 from .optimizers import SGD, Adam
-from .train import TrainResult, train, trainer_settings
+from .train import TrainResult, run_trainer, trainer_settings
 
 if TYPE_CHECKING:
     from ..tasks import Data
@@ -41,8 +43,8 @@ class MultishotResult:
 
 def multishot(
     population: Population,
-    pruner: str,
-    density: float,
+    pruner: str | Sequence[str],
+    density: float | Sequence[float],
     data: Data | Sequence[Data],
     rounds: int = 10,
     round_epochs: int = 5,
@@ -62,12 +64,13 @@ def multishot(
     Round r of R: train ``round_epochs`` epochs from the initial parameters theta_0 with a fresh optimiser and
     the masks so far, score at the trained parameters, prune to ``density^(r/R)``, reset to theta_0. Then
     ``epochs`` epochs from theta_0 with the last masks: exactly ``train(population, masks, data, seed=seed)``.
-    At density 1 the rounds would change nothing and are left out.
+    At density 1 the rounds would change nothing and are left out. A network's result depends on its own arguments
+    only: networks of several pruners and densities in one call get what they would get in calls of their own.
 
     Args:
         population: N networks, float32, at theta_0.
-        pruner: a pruner out of ``pruners.names()``.
-        density: fraction of parameters kept at the end, in (0, 1].
+        pruner: a pruner out of ``pruners.names()``, or a list of N.
+        density: fraction of parameters kept at the end, in (0, 1], or a list of N.
         data: one dataset, or a list of N, as in :func:`train`.
         rounds: number of rounds R, >= 1.
         round_epochs: epochs a round, >= 0.
@@ -98,42 +101,95 @@ def multishot(
     >>> found.masks.kept()  # ceil(0.5 * 25)
     tensor([13])
     """
-    check_population(population)
-    get(pruner)
-    density = check_density(density)
+    n = check_population(population).n
+    names = _one_each("pruner", pruner, str, n)
+    densities = [check_density(d) for d in _one_each("density", density, (int, float), n)]
+    for name in set(names):
+        get(name)
     rounds = check_count("rounds", rounds, 1)
     check_count("round_epochs", round_epochs, 0)
     check_choice("scope", scope, SCOPES)
     check_choice("schedule", schedule, SCHEDULES)
-    trainer_settings(epochs, batch_size, optimizer)
-    loss = stack_data(data, population, loss).loss
+    settings = trainer_settings(epochs, batch_size, optimizer)
+    stacked, keys = stack_data(data, population, loss), rng.network_keys(seed, n)
     if batch is None:
-        datasets = [data] * population.n if is_data(data) else data
-        batch = pruning_batch(datasets, loss, min(40, len(datasets[0].x_train)), seed)
+        datasets = [data] * n if is_data(data) else data
+        batch = pruning_batch(datasets, stacked.loss, min(40, len(datasets[0].x_train)), seed)
+    x, y = check_batch(batch, population, stacked.loss)
 
+    pruned = [i for i, d in enumerate(densities) if d < 1]
     masks = Masks.full(population)
-    if density == 1:
-        rounds = 0  # nothing is pruned, and every round ends where it began
-    parts = progress_parts(progress, population.n, [round_epochs] * rounds + [epochs])
-    for r in range(1, rounds + 1):
-        seeds = round_seeds(seed, population.n, r)
-        trained = train(
-            population, masks, data, round_epochs, batch_size, optimizer, seeds, loss, progress=parts[r - 1]
-        ).population
-        now = round_density(density, r, rounds, schedule)
-        masks = prune(trained, pruner, now, batch, loss, scope, seed=seed, masks=masks)
-    result = train(population, masks, data, epochs, batch_size, optimizer, seed, loss, progress=parts[-1])
+    sizes = [len(pruned) * round_epochs] * (rounds if pruned else 0) + [n * epochs]
+    parts = progress_parts(progress, sizes)
+    if pruned:
+        some, found = _part(population, pruned), _part(masks, pruned)
+        of_some = replace(stacked, dataset=stacked.dataset[pruned])
+        jobs = [(names[i], densities[i], keys[i]) for i in pruned]
+        for r in range(1, rounds + 1):
+            seeds = round_seeds(seed, n, r)
+            seeds = [seeds[i] for i in pruned]
+            options = {**settings, "epochs": round_epochs, "progress": parts[r - 1]}
+            trained = Population.from_flat(
+                run_trainer(some, found.flatten(), of_some, seeds, **options)[0], population.widths
+            )
+            now = [(name, round_density(d, r, rounds, schedule), key) for name, d, key in jobs]
+            found = _prune(trained, now, (x[pruned], y[pruned]), stacked.loss, scope, found)
+        flat = masks.flatten()
+        flat[pruned] = found.flatten()
+        masks = Masks.from_flat(flat, population.widths)
+    last, _, _, *curves = run_trainer(population, masks.flatten(), stacked, seed, progress=parts[-1], **settings)
+    result = TrainResult(Population.from_flat(last, population.widths), *curves)
     return MultishotResult(masks, result.metric[:, 0], result.test_loss[:, 0], result)
 
 
-def progress_parts(progress: Callable | None, n: int, epochs: Sequence[int]) -> list[Callable | None]:
-    """For each of several trainings of n networks the callback that reports it as a part of the whole."""
+def _one_each(name: str, value: object, kind: type | tuple[type, ...], n: int) -> list:
+    """``value`` for each of n networks; a list has one for each already."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * n
+    if len(value) != n or not all(isinstance(v, kind) for v in value):
+        raise ValueError(f"{name}: expected one, or a list with one for each of {n} networks, got {value!r}")
+    return list(value)
+
+
+def _part(stack: Population | Masks, rows: Sequence[int]) -> Population | Masks:
+    return stack if len(rows) == stack.n else stack.select(rows)
+
+
+def _rows(values: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """Each value -> where it is."""
+    rows: dict[Hashable, list[int]] = {}
+    for i, value in enumerate(values):
+        rows.setdefault(value, []).append(i)
+    return rows
+
+
+def _prune(
+    population: Population,
+    jobs: Sequence[tuple[str, float, tuple[int, int]]],
+    batch: tuple[Tensor, Tensor],
+    loss: str,
+    scope: str,
+    masks: Masks,
+) -> Masks:
+    """One round of score and threshold; each network has a pruner, a density and a key."""
+    flat = torch.empty_like(masks.flatten())
+    for name, rows in _rows(name for name, _, _ in jobs).items():
+        networks, before = _part(population, rows), _part(masks, rows)
+        keys = [jobs[i][2] for i in rows]
+        scores = score_by_key(networks, name, tuple(part[rows] for part in batch), loss, keys, before)
+        for density, at in _rows(jobs[i][1] for i in rows).items():
+            kept = threshold(scores[at], _part(before, at), population.widths, density, scope)
+            flat[[rows[i] for i in at]] = kept.flatten()
+    return Masks.from_flat(flat, population.widths)
+
+
+def progress_parts(progress: Callable | None, sizes: Sequence[int]) -> list[Callable | None]:
+    """For each of several trainings of so many network-epochs the callback that reports it as a part of the whole."""
     check_callback("progress", progress)
     if progress is None:
-        return [None] * len(epochs)
-    total = n * sum(epochs)
-    starts = [n * sum(epochs[:i]) for i in range(len(epochs))]
-    return [lambda done, _, start=start: progress(start + done, total) for start in starts]
+        return [None] * len(sizes)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [lambda done, _, start=start: progress(start + done, sum(sizes)) for start in starts]
 
 
 def round_seeds(seed: int | Sequence[int], n: int, r: int) -> list[int]:

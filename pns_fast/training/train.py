@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops, rng
 from ..networks import Masks, Population
 from ..pruners.checks import check_count, check_masks, check_population
-from .datasets import stack_data
+from .datasets import StackedData, stack_data
 from .optimizers import SGD, Adam
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Trained networks and how they got there. Column 0 of test_loss and metric is before training."""
+    """Trained networks and how they got there, on one device. Column 0 of test_loss and metric is before training."""
 
     population: Population
     train_loss: Tensor  # float64 [N, epochs], mean over the epoch's batches as they were trained
@@ -61,7 +61,7 @@ def train(
         population: N networks, float32.
         masks: parameters to train; None for all.
         data: one dataset for all, or a list of N of the same shapes (``x_train [n, n_0]``, ``y_train`` int64
-            ``[n]`` or float ``[n, n_L]``, ``x_test``, ``y_test``).
+            ``[n]`` or float ``[n, n_L]``, ``x_test``, ``y_test``), on the population's device or on the CPU.
         epochs: passes over the training data, >= 0.
         batch_size: samples a step, >= 1; the last batch of an epoch may be smaller.
         optimizer: Adam or SGD.
@@ -89,23 +89,35 @@ def train(
     """
     masks = check_masks(check_population(population), masks)
     settings = trainer_settings(epochs, batch_size, optimizer)
-    stacked = stack_data(data, population, loss)
-    parameters, _, _, train_loss, test_loss, metric = ops.mlp_trainer(
-        population.flatten(),
+    parameters, _, _, *curves = run_trainer(
+        population,
         masks.flatten(),
-        population.widths,
-        stacked.x_train,
-        stacked.y_train,
-        stacked.x_test,
-        stacked.y_test,
-        stacked.dataset,
-        key_tensor(seed, population),
-        loss=stacked.loss,
+        stack_data(data, population, loss),
+        seed,
         progress=progress,
         **settings,
     )
-    trained = Population.from_flat(parameters, population.widths)
-    return TrainResult(trained, train_loss, test_loss, metric)
+    return TrainResult(Population.from_flat(parameters, population.widths), *curves)
+
+
+def run_trainer(
+    population: Population, mask: Tensor, data: StackedData, seed: int | Sequence[int], **options
+) -> tuple[Tensor, ...]:
+    """``ops.mlp_trainer`` of checked arguments; all it returns is on the population's device."""
+    found = ops.mlp_trainer(
+        population.flatten(),
+        mask,
+        population.widths,
+        data.x_train,
+        data.y_train,
+        data.x_test,
+        data.y_test,
+        data.dataset,
+        key_tensor(seed, population),
+        loss=data.loss,
+        **options,
+    )
+    return tuple(t.to(population.device) for t in found)
 
 
 def trainer_settings(epochs: int, batch_size: int, optimizer: Adam | SGD) -> dict[str, float | str]:

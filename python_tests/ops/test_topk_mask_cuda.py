@@ -105,9 +105,12 @@ def test_nan_is_refused_where_asked(cuda):
 
 
 @pytest.mark.gpu
-def test_float64_is_refused(cuda):
-    with pytest.raises(TypeError, match=r"scores.*float64"):
-        ops.topk_mask(torch.zeros(4, device=cuda, dtype=torch.float64), 1)
+@pytest.mark.parametrize("ties", ["index", "legacy"])
+def test_float64_equals_the_cpu(cuda, ties):
+    for name, scores in patterns(3, 2049).items():
+        double = scores.double() * (1 + 2**-40)  # equal in float32
+        for k in counts(2049):
+            assert_same_mask(double, double.to(cuda), k, ties, (name, k))
 
 
 @pytest.mark.gpu

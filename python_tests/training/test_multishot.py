@@ -106,6 +106,24 @@ def test_a_network_is_the_same_alone_and_in_a_batch(name):
         assert torch.equal(alone.result.metric[0], found.result.metric[i])
 
 
+def test_several_pruners_and_densities_in_one_call():
+    jobs = [("snip", 0.1), ("magnitude", 0.1), ("synflow", 1.0), ("snip", 0.4), ("random", 0.1), ("grasp", 0.4)]
+    population, data, reported = init_population(WIDTHS, n=6), small(), []
+    pruner, density = map(list, zip(*jobs, strict=True))
+    report = {"progress": lambda *counts: reported.append(counts)}
+    found = multishot(population, pruner, density, data, seed=[3, 4, 5, 6, 7, 8], **SHORT, **report)
+    assert reported[-1] == (5 * 3 + 6, 5 * 3 + 6)
+    for i, job in enumerate(jobs):
+        alone = multishot(population.select(i), *job, data, seed=3 + i, **SHORT)
+        assert torch.equal(alone.masks.flatten()[0], found.masks.flatten()[i])
+        assert torch.equal(alone.result.population.flatten()[0], found.result.population.flatten()[i])
+        assert torch.equal(alone.strong_loss[0], found.strong_loss[i])
+    together = multishot(population, "random", 0.3, data, seed=3, **SHORT)  # keys (3, 0) ... (3, 5)
+    mixed = multishot(population, "random", [0.3, 0.3, 0.3, 1.0, 0.3, 0.3], data, seed=3, **SHORT)
+    for i in (0, 1, 2, 4, 5):
+        assert torch.equal(mixed.masks.flatten()[i], together.masks.flatten()[i])
+
+
 def test_regression():
     population, data = init_population((1, 8, 3), n=2), tasks.get("helix").sample(n=60)
     found = multishot(population, "snip", 0.5, data, **SHORT)
@@ -119,6 +137,9 @@ def test_regression():
         ({"population": None}, TypeError, "population"),
         ({"pruner": "gem"}, ValueError, "random, magnitude, snip, grasp, synflow, got 'gem'"),
         ({"density": 2}, ValueError, "density"),
+        ({"density": [0.5, 0.5]}, ValueError, "density: expected one, or a list with one for each of 3 networks"),
+        ({"pruner": ["snip", "snip", "gem"]}, ValueError, "got 'gem'"),
+        ({"pruner": ["snip", "snip", 3]}, ValueError, "pruner: expected one, or a list"),
         ({"data": None}, TypeError, "data"),
         ({"rounds": 0}, ValueError, "rounds"),
         ({"round_epochs": -1}, ValueError, "round_epochs"),
