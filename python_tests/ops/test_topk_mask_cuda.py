@@ -247,7 +247,7 @@ def assert_same_list(scores: list[torch.Tensor], cuda: torch.device, keep: int |
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_list_of_hundreds_of_tensors(cuda, dtype):
     g = torch.Generator().manual_seed(6)
-    for largest in (30, 1000, 200_000):  # one block, chunks, a sample
+    for largest in (30, 1000, 20_000):  # one block, chunks, a sample
         sizes = [1 + (i * 7919) % largest for i in range(300)]
         scores = [torch.randn(s, generator=g).mul_(1 + i % 5).to(dtype) for i, s in enumerate(sizes)]
         for ties in ("index", "legacy"):
