@@ -5,7 +5,7 @@
 // owns a chunk of a row; 4 bytes read and 1 written a score, and 8 written for each of the 1% that are listed, in any
 // order: they carry their position. topk_settle_kernel: all blocks over the list, the last one over the few of its
 // bin that are left. Where the bracket missed or a list overflowed the radix passes (topk_mask.cu) do it all again.
-// Shared memory of a split block: 8 KB of bins, 20 KB (float) or 36 KB (half) of entries on their way to the list.
+// Shared memory of a split block: 8 KB of bins, 8 KB of entries on their way to the list.
 #pragma once
 
 #include "kernels/topk_mask/topk_scores.cuh"
@@ -167,38 +167,26 @@ __global__ void __launch_bounds__(kThreads) topk_sample_kernel(Rows<T> rows, Sam
 }
 
 // What a warp has found inside the bracket and not yet listed.
-template <int kSize>
 struct Stage {
-  uint2 (&entries)[kSize];
+  static constexpr int kSize = 2 * kWarpSize;
+  uint2* entries;              // [kSize], shared memory
   uint32_t n_staged, n_upper;  // n_upper: listed so far with a key from the cut on; the same in all lanes
 
-  __device__ void put(bool is_inside, float x, uint32_t position) {
-    const uint32_t lane = threadIdx.x % kWarpSize;
-    const unsigned inside = __ballot_sync(kAllLanes, is_inside);
-    if (is_inside) {
-      entries[n_staged + __popc(inside & ((1u << lane) - 1))] = {ranked_key(x), position};
-    }
-    n_staged += __popc(inside);
-  }
-
-  // Lists the first n of them, a multiple of 32 or all; fewer than 32 others move up.
+  // Lists the first n <= 32 of them, those behind move up.
   __device__ void list(uint32_t n, const Bracket& b, BracketState& state, uint2* listed, Count capacity,
                        uint32_t* bins) {
     const uint32_t lane = threadIdx.x % kWarpSize;
     Count base = lane == 0 ? atomicAdd(&state.n_listed, Count{n}) : 0;
     __syncwarp();  // the entries are in place
     base = __shfl_sync(kAllLanes, base, 0);
-    for (uint32_t at = lane; at - lane < n; at += kWarpSize) {
-      const bool is_there = at < n;
-      const uint2 entry = is_there ? entries[at] : uint2{0, 0};
-      if (is_there) atomicAdd(bins + ((entry.x - b.lo - 1) >> b.shift), 1u);
-      if (is_there && base + at < capacity) listed[base + at] = entry;
-      n_upper += __popc(__ballot_sync(kAllLanes, is_there && entry.x >= b.cut));
-    }
+    const bool is_there = lane < n;
+    const uint2 entry = entries[lane], behind = entries[kWarpSize + lane];
+    if (is_there) atomicAdd(bins + ((entry.x - b.lo - 1) >> b.shift), 1u);
+    if (is_there && base + lane < capacity) listed[base + lane] = entry;
+    n_upper += __popc(__ballot_sync(kAllLanes, is_there && entry.x >= b.cut));
     n_staged -= n;
-    const uint2 rest = lane < n_staged ? entries[n + lane] : uint2{0, 0};
     __syncwarp();
-    if (lane < n_staged) entries[lane] = rest;
+    if (lane < n_staged) entries[lane] = behind;
   }
 };
 
@@ -206,46 +194,53 @@ struct Stage {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows<T> rows, Plan plan,
                                                                           BracketWorkspace w) {
-  constexpr int kStaged = kWarpSize * (1 + kWide<T>);
   __shared__ uint32_t bins[kBracketBins];
-  __shared__ uint2 staged[kThreads / kWarpSize][kStaged];
+  __shared__ uint2 staged[kThreads / kWarpSize][Stage::kSize];
+  __shared__ Bracket b;  // not in registers, which are short
   const int64_t row = blockIdx.y;
   BracketState& state = w.states[row];
-  __shared__ Bracket b;  // not in registers, which are short
   if (threadIdx.x == 0) b = state.bracket;
   clear_counts(bins, kBracketBins);
+  clear_counts(&staged[0][0].x, kThreads / kWarpSize * Stage::kSize * 2);
   __syncthreads();
   const float lo = score_of(b.lo), hi = score_of(b.hi), cut = score_of(b.cut);
   const float tie_lo = b.lo == b.hi ? score_of(0) : lo;  // NaN: those are counted as hi's
+  const bool counts_ties = b.counts_ties;
   uint2* const listed = w.listed + row * w.capacity;
-  Stage<kStaged> stage{staged[threadIdx.x / kWarpSize], 0, 0};
-  uint32_t n_from_cut = 0, n_equal_hi = 0, n_equal_lo = 0;
+  const uint32_t lanes_before = (1u << threadIdx.x % kWarpSize) - 1;
+  Stage stage{staged[threadIdx.x / kWarpSize], 0, 0};
+  uint32_t n_from_cut = 0, n_equal_hi = 0, n_equal_lo = 0, pending = 0;  // pending: a bit for each score inside
   visit_pieces(rows, plan, row, blockIdx.x, [&](const Piece<T>& piece) {
-    const auto at = static_cast<uint32_t>(piece.at);
-    visit(piece, [&](uint32_t i, const auto& x, bool is_there) {
+    auto take = [&](uint32_t i, const auto& x, bool is_there, int slot) {
       constexpr int kN = sizeof(x) / sizeof(float);
-      bool kept[kN], is_any_inside = false;
+      if (!is_there) return;
+      bool kept[kN];
 #pragma unroll
       for (int j = 0; j < kN; ++j) {  // as floats, which NaN never passes: half the work of keys
         kept[j] = x[j] >= cut;
-        is_any_inside |= x[j] > lo && x[j] < hi;
+        pending |= x[j] > lo && x[j] < hi ? 1u << (slot * kN + j) : 0;
       }
-      if (is_there) {
-        if (piece.mask != nullptr) store_mask(piece.mask + i, kept);
+      n_from_cut += store_mask(piece.mask == nullptr ? nullptr : piece.mask + i, kept);
+      if (counts_ties) {
 #pragma unroll
-        for (int j = 0; j < kN; ++j) n_from_cut += kept[j];
-        if (b.counts_ties) {
-#pragma unroll
-          for (int j = 0; j < kN; ++j) n_equal_hi += x[j] == hi, n_equal_lo += x[j] == tie_lo;
+        for (int j = 0; j < kN; ++j) n_equal_hi += x[j] == hi, n_equal_lo += x[j] == tie_lo;
+      }
+    };
+    // One of each lane at a time. Its score is loaded again, from L1, which leaves the registers to the next loads.
+    auto stage_pending = [&](uint32_t first) {
+      for (unsigned lanes; (lanes = __ballot_sync(kAllLanes, pending != 0)) != 0;) {
+        if (pending != 0) {
+          const uint32_t bit = __ffs(static_cast<int>(pending)) - 1;
+          const uint32_t i = first + bit / kWide<T> * kWide<T> * blockDim.x + bit % kWide<T>;
+          pending &= pending - 1;
+          stage.entries[stage.n_staged + __popc(lanes & lanes_before)] = {
+              ranked_key(widen(piece.scores[i])), static_cast<uint32_t>(piece.at) + i};
         }
+        stage.n_staged += __popc(lanes);
+        if (stage.n_staged >= kWarpSize) stage.list(kWarpSize, b, state, listed, w.capacity, bins);
       }
-      if (!__any_sync(kAllLanes, is_there && is_any_inside)) return;
-#pragma unroll
-      for (int j = 0; j < kN; ++j) stage.put(is_there && x[j] > lo && x[j] < hi, x[j], at + i + j);
-      if (stage.n_staged >= kWarpSize) {
-        stage.list(stage.n_staged / kWarpSize * kWarpSize, b, state, listed, w.capacity, bins);
-      }
-    });
+    };
+    visit(piece, take, stage_pending);
   });
   if (stage.n_staged > 0) stage.list(stage.n_staged, b, state, listed, w.capacity, bins);
   const Count n_upper = threadIdx.x % kWarpSize == 0 ? stage.n_upper : 0;

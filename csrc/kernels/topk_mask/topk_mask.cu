@@ -219,7 +219,7 @@ Strategy make_strategy(int64_t n_rows, int64_t n) {
     const int64_t at_once = std::min(n_rows, kRowsAtOnce);
     const int bits = n <= int64_t{1} << 24 ? 14 : n <= int64_t{1} << 27 ? 16 : 18;
     const auto capacity = static_cast<Count>(n / kListedShare + kListedBase / at_once);
-    return {chunks_of(n, at_once, kMaxSplitBlocks), true, at_once, bits, capacity, 4.0};
+    return {chunks_of(n, at_once, kMaxSplitBlocks), true, at_once, bits, capacity, 3.5};
   }
   if (n <= kMinChunk || (n_rows >= kRowsFillDevice && n < kMinBracket)) {
     return {{true, n <= kSmallRow ? kSmallThreads : kRowThreads, 1, n}, false, n_rows, 0, 0, 0.0};

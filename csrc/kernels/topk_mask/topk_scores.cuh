@@ -178,20 +178,21 @@ __device__ void unpack(uint4 raw, float (&x)[8]) {
 }
 
 template <typename T, typename Take>
-__device__ void take_raw(uint4 raw, uint32_t i, bool is_there, Take& take) {
+__device__ void take_raw(uint4 raw, uint32_t i, bool is_there, int slot, Take& take) {
   float x[kWide<T>];
   if constexpr (sizeof(T) == 4) {
     unpack(raw, x);
   } else {
     unpack<T>(raw, x);
   }
-  take(i, x, is_there);
+  take(i, x, is_there, slot);
 }
 
-// take(i, x, is_there) for the scores x[0...] at i...: kWide of them at a 16-byte boundary, single ones before the first
-// and after the last. All lanes of a warp make the same calls, so take may exchange values within a warp.
-template <typename T, typename Take>
-__device__ void visit(const Piece<T>& c, Take take) {
+// take(i, x, is_there, slot) for the scores x[0...] at i...: kWide of them at a 16-byte boundary, single ones before the
+// first and after the last. After slots 0, 1..., each blockDim.x kWide scores behind the one before, comes after(i of
+// slot 0). All lanes of a warp make the same calls, so these may exchange values within a warp.
+template <typename T, typename Take, typename After>
+__device__ void visit(const Piece<T>& c, Take take, After after) {
   constexpr uint32_t kStep = kWide<T>;
   const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(T) % kStep;
   const uint32_t to_boundary = (kStep - misaligned) % kStep;
@@ -201,7 +202,8 @@ __device__ void visit(const Piece<T>& c, Take take) {
     const bool is_there = threadIdx.x < c.size - kStep * n_vectors;
     const uint32_t i = threadIdx.x < head ? threadIdx.x : threadIdx.x + kStep * n_vectors;
     const float x[1] = {is_there ? widen(c.scores[i]) : 0.0f};
-    take(i, x, is_there);
+    take(i, x, is_there, 0);
+    after(i);
   }
   const uint4* vectors = reinterpret_cast<const uint4*>(c.scores + head);
   const uint32_t lane = threadIdx.x % kWarpSize;
@@ -211,27 +213,40 @@ __device__ void visit(const Piece<T>& c, Take take) {
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) raw[u] = vectors[v + u * blockDim.x + lane];
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (v + u * blockDim.x + lane), true, take);
+    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (v + u * blockDim.x + lane), true, u, take);
+    after(head + kStep * (v + lane));
   }
   for (; v < n_vectors; v += blockDim.x) {
     const bool is_there = v + lane < n_vectors;
     const uint4 raw = is_there ? vectors[v + lane] : uint4{0, 0, 0, 0};
-    take_raw<T>(raw, head + kStep * (v + lane), is_there, take);
+    take_raw<T>(raw, head + kStep * (v + lane), is_there, 0, take);
+    after(head + kStep * (v + lane));
   }
 }
 
+template <typename T, typename Take>
+__device__ void visit(const Piece<T>& c, Take take) {
+  visit(c, [&](uint32_t i, const auto& x, bool is_there, int) { take(i, x, is_there); }, [](uint32_t) {});
+}
+
+// Writes the mask of kN scores, unless out is null, and returns how many are kept.
 template <int kN>
-__device__ void store_mask(uint8_t* out, const bool (&kept)[kN]) {
+__device__ uint32_t store_mask(uint8_t* out, const bool (&kept)[kN]) {
+  uint32_t words[(kN + 3) / 4] = {}, n_kept = 0;
+#pragma unroll
+  for (int j = 0; j < kN; ++j) words[j / 4] |= kept[j] ? 1u << 8 * (j % 4) : 0;
+#pragma unroll
+  for (uint32_t word : words) n_kept += __popc(word);
+  if (out == nullptr) return n_kept;
   if (kN == 1 || reinterpret_cast<uintptr_t>(out) % kN != 0) {  // the same for all vectors of a piece
 #pragma unroll
     for (int j = 0; j < kN; ++j) out[j] = kept[j];
-    return;
+  } else if constexpr (kN == 4) {
+    *reinterpret_cast<uint32_t*>(out) = words[0];
+  } else if constexpr (kN == 8) {
+    *reinterpret_cast<uint2*>(out) = {words[0], words[1]};
   }
-  uint32_t words[(kN + 3) / 4] = {};
-#pragma unroll
-  for (int j = 0; j < kN; ++j) words[j / 4] |= uint32_t{kept[j]} << 8 * (j % 4);
-  if constexpr (kN == 4) *reinterpret_cast<uint32_t*>(out) = words[0];
-  if constexpr (kN == 8) *reinterpret_cast<uint2*>(out) = {words[0], words[1]};
+  return n_kept;
 }
 
 struct Scan {
