@@ -150,11 +150,7 @@ def _mask(job: Job, device: str) -> list[Contender]:
         peer("torch.kthvalue, compare", peers.mask_by_kthvalue, {} if is_cpu else {LARGEST: "several s a call"}),
         peer("torch.topk, scatter", peers.mask_by_topk, {}),
         make("numpy.partition, compare", by_partition, note="1 thread" if is_cpu else "CPU only"),
-        peer(
-            "torch.sort, scatter",
-            peers.mask_by_sort,
-            {LARGE: "10 s a call"} if is_cpu else {LARGEST: "40 GB of memory"},
-        ),
+        peer("torch.sort, scatter", peers.mask_by_sort, not_sorted),
     ]
 
 

@@ -370,7 +370,7 @@ __device__ void write_outcome(const Rows<T>& rows, int64_t row, const Place& pla
 
 // Grid: (any, n_rows).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) topk_settle_kernel(Rows<T> rows, Plan plan, BracketWorkspace w) {
+__global__ void __launch_bounds__(kThreads, 2) topk_settle_kernel(Rows<T> rows, Plan plan, BracketWorkspace w) {
   const int64_t row = blockIdx.y;
   BracketState& state = w.states[row];
   const Bracket b = state.bracket;

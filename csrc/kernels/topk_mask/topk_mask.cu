@@ -18,7 +18,8 @@
 namespace pns {
 namespace {
 
-constexpr int kRowThreads = 256;    // a row's block takes 48 registers: 5 blocks an SM, where of 512 threads only 2 fit
+constexpr int kRowThreads = 256;    // a row's block
+constexpr int kRowBlocks = 4;       // an SM: at 64 registers
 constexpr int kSmallThreads = 128;  // a row of at most kSmallRow scores has no work for more
 constexpr int64_t kSmallRow = 2048;
 
@@ -106,7 +107,7 @@ __device__ void write_threshold(const Rows<T>& rows, int64_t row, uint32_t key) 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) topk_rows_kernel(Rows<T> rows, Plan plan) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks) topk_rows_kernel(Rows<T> rows, Plan plan) {
   using D = RowDigits;
   __shared__ uint32_t counts[D::kBins * kCopies];
   for (int64_t row = blockIdx.x; row < rows.n_rows; row += gridDim.x) {
