@@ -25,7 +25,7 @@ class Ceilings:
     how: str  # by what each was measured
 
     def of(self, name: str) -> float | None:
-        return {"read": self.read, "fma": self.fma}[name]
+        return {"read": self.read, "copy": self.copy, "fma": self.fma}[name]
 
     def raised_to(self, other: Ceilings) -> Ceilings:
         """The higher of two measurements: whatever else ran meanwhile can only have lowered one."""

@@ -34,7 +34,7 @@ class Contender:
     name: str
     run: Callable[[], Any] | None
     check: Callable[[Any], str] = accept  # "" or what is wrong with run's output
-    work: float | None = None  # bytes or FLOPs for one unit of the task; None: no rate is given
+    work: float | None = None  # bytes (read plus written) or FLOPs for one unit of the task; None: no rate is given
     units: float = 1.0  # units of the task that one call does; below 1 the time is extrapolated
     note: str = ""
     is_ours: bool = False
@@ -56,7 +56,7 @@ class Case:
     kernel: str
     label: str
     build: Callable[[], list[Contender]]
-    ceiling: str = "fma"  # which ceiling the rate is compared with: "fma" (GFLOP/s) or "read" (GB/s)
+    ceiling: str = "fma"  # which ceiling the rate is compared with: "fma" (GFLOP/s), "read" or "copy" (GB/s)
     unit: str = "call"  # what the time is for
     budget: float = 1.0  # weight of this case in the time budget
     points: tuple[Point, ...] = ()

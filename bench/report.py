@@ -13,7 +13,7 @@ from pns_fast import __version__
 
 WIDTHS = {"contender": 28, "median": 8, "min": 8, "rate": 8, "of": 6, "ratio": 8}
 NOISY = 1.5
-RATES = {"fma": ("GFLOP/s", "of FMA"), "read": ("GB/s", "of read")}
+RATES = {"fma": ("GFLOP/s", "of FMA"), "read": ("GB/s", "of read"), "copy": ("GB/s", "of copy")}
 
 
 def time_text(seconds: float | None) -> str:

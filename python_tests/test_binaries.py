@@ -63,7 +63,7 @@ def test_without_a_device_the_cuda_kernel_says_so(tmp_path):
 from pns_fast import _cuda
 for _ in range(2):
     try:
-        _cuda.topk_mask(0, 0, 0, 1, 10, 5, False, 0, 0)
+        _cuda.topk_mask(_cuda.ScoreType.f32, 0, 0, 0, 0, 0, 1, 10, 5, False, 0, 0)
     except RuntimeError as error:
         print(error)
 """

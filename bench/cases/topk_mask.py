@@ -2,6 +2,7 @@
 
 Rates count a score read once and a mask entry written once: 5 bytes a float32 score, 4 without a mask. "drifting":
 every call ranks other scores, a relative 1e-3 away from those before, and we are given the last threshold as a hint.
+The ceiling is a read on the CPU and a copy on a GPU, whose rate counts bytes read and bytes written as ours does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pns_fast import ops
 
 SIZES = {"full": (10_000, 1_000_000, 10_000_000), "quick": (10_000, 1_000_000)}
 FRACTIONS = {"full": (0.01, 0.1, 0.5), "quick": (0.1,)}
-LARGE = 100_000_000
+LARGE, LARGEST = 100_000_000, 1_000_000_000
 DRIFT = 1e-3
 
 
@@ -46,26 +47,40 @@ class Job:
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    mode = "quick" if quick else "full"
-    sizes, large = SIZES[mode], () if quick else (LARGE,)
+    return _cuda_cases(quick) if device == "cuda" else _cpu_cases("quick" if quick else "full")
+
+
+def _cpu_cases(mode: str) -> list[Case]:
+    sizes, large = SIZES[mode], () if mode == "quick" else (LARGE,)
     jobs = [Job(n, fraction) for n in sizes for fraction in FRACTIONS[mode]] + [Job(n) for n in large]
     jobs.append(Job(sizes[1], 0.5, zeros=0.9))
-    if device == "cpu":
-        jobs += [Job(n, drifts=True) for n in (*sizes[1:], *large)]
-        jobs += [Job(sizes[-1], dtype=torch.bfloat16), Job(sizes[-1], reuses_mask=True)]
+    jobs += [Job(n, drifts=True) for n in (*sizes[1:], *large)]
+    jobs += [Job(sizes[-1], dtype=torch.bfloat16), Job(sizes[-1], reuses_mask=True)]
     make = partial(Case, "topk_mask", ceiling="read")
-    rows = [make(job.label, partial(_mask, job, device)) for job in jobs]
-    if device == "cpu":
-        rows += [make(f"kth_largest, n = {n:,}, k = 10%", partial(_kth, n)) for n in sizes]
-    return rows
+    rows = [make(job.label, partial(_mask, job, "cpu")) for job in jobs]
+    return rows + [make(f"kth_largest, n = {n:,}, k = 10%", partial(_kth, n, "cpu")) for n in sizes]
+
+
+def _cuda_cases(quick: bool) -> list[Case]:
+    sizes = (*SIZES["full"], LARGE)
+    jobs = [Job(n) for n in sizes] + [Job(n, drifts=True) for n in sizes[2:]] + [Job(LARGE, 0.5, zeros=0.9)]
+    if not quick:
+        jobs += [Job(LARGE, 0.5), Job(LARGE, dtype=torch.bfloat16), Job(LARGEST)]
+    make = partial(Case, "topk_mask", ceiling="copy", budget=0.5)
+    rows = [make(job.label, partial(_mask, job, "cuda")) for job in jobs]
+    return [*rows, make(f"kth_largest, n = {LARGE:,}, k = 10%", partial(_kth, LARGE, "cuda"))]
+
+
+def _generator(device: str, seed: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _scores(job: Job, device: str) -> Tensor:
     """Magnitudes, as pruners rank; with ties nine of ten are zero, as SynFlow's are after a first round."""
-    scores = torch.randn(job.n, generator=torch.Generator().manual_seed(0)).abs()
+    scores = torch.randn(job.n, generator=_generator(device, 0), device=device).abs_()
     if job.zeros:
-        scores[torch.rand(job.n, generator=torch.Generator().manual_seed(1)) < job.zeros] = 0.0
-    return scores.to(device, job.dtype)
+        scores[torch.rand(job.n, generator=_generator(device, 1), device=device) < job.zeros] = 0.0
+    return scores.to(job.dtype)
 
 
 def _versions(job: Job, device: str) -> list[Tensor]:
@@ -73,7 +88,7 @@ def _versions(job: Job, device: str) -> list[Tensor]:
     versions = [_scores(job, device)]
     if job.drifts:
         for seed in range(1 if job.n >= LARGE else 3):
-            noise = torch.randn(job.n, generator=torch.Generator().manual_seed(2 + seed))
+            noise = torch.randn(job.n, generator=_generator(device, 2 + seed), device=device)
             versions.append(versions[-1] * noise.mul_(DRIFT).add_(1 + DRIFT))
         versions += versions[-2:0:-1]  # and back again
     return versions
@@ -112,42 +127,47 @@ def _in_turn(rank: Callable[[Tensor], Tensor], versions: list[Tensor]) -> Callab
 
 def _mask(job: Job, device: str) -> list[Contender]:
     versions, keep = _versions(job, device), job.keep
-    out = torch.zeros(job.n, dtype=torch.bool) if job.reuses_mask else None
+    out = torch.zeros(job.n, dtype=torch.bool, device=device) if job.reuses_mask else None
     make = partial(Contender, check=lambda pair: _is_top(keep, *pair), work=(1.0 + job.dtype.itemsize) * job.n)
 
     def partition(scores: Tensor) -> Tensor:
         # NumPy has no bfloat16, but the bits of magnitudes rank like them
         return peers.mask_by_partition(scores.view(torch.int16) if job.dtype == torch.bfloat16 else scores, keep, out)
 
-    is_cpu, is_large = device == "cpu", job.n >= LARGE and device == "cpu"
+    is_cpu = device == "cpu"
+
+    def peer(name: str, rank, reasons: dict[int, str]) -> Contender:
+        """reasons: from which size on it is left out, and why."""
+        why = [reason for n, reason in reasons.items() if job.n >= n]
+        if why:
+            return make(name, None, note=f"left out: {why[-1]}")
+        return make(name, _in_turn(partial(rank, keep=keep), versions))
+
+    by_partition = _in_turn(partition, versions) if is_cpu else None
+    not_sorted = {LARGE: "10 s a call"} if is_cpu else {LARGEST: "40 GB of memory"}
     return [
         make("pns_fast.ops.topk_mask", _in_turn(Ours(job, out), versions), is_ours=True),
-        make("torch.kthvalue, compare", _in_turn(partial(peers.mask_by_kthvalue, keep=keep), versions)),
-        make("torch.topk, scatter", _in_turn(partial(peers.mask_by_topk, keep=keep), versions)),
-        make(
-            "numpy.partition, compare",
-            _in_turn(partition, versions) if is_cpu else None,
-            note="1 thread" if is_cpu else "CPU only",
-        ),
-        make(
-            "torch.sort, scatter",
-            None if is_large else _in_turn(partial(peers.mask_by_sort, keep=keep), versions),
-            note="left out: 10 s a call" if is_large else "",
-        ),
+        peer("torch.kthvalue, compare", peers.mask_by_kthvalue, {} if is_cpu else {LARGEST: "several s a call"}),
+        peer("torch.topk, scatter", peers.mask_by_topk, {}),
+        make("numpy.partition, compare", by_partition, note="1 thread" if is_cpu else "CPU only"),
+        peer("torch.sort, scatter", peers.mask_by_sort, not_sorted),
     ]
 
 
-def _kth(n: int) -> list[Contender]:
-    scores, k = _scores(Job(n), "cpu"), n // 10
+def _kth(n: int, device: str) -> list[Contender]:
+    scores, k = _scores(Job(n), device), n // 10
     expected = float(scores.sort(descending=True).values[k - 1])
 
     def is_kth(value) -> str:
         return "" if float(value) == expected else f"{float(value)} instead of {expected}"
 
     make = partial(Contender, check=is_kth, work=4.0 * n)
-    values = scores.numpy()
+    values = scores.numpy() if device == "cpu" else None
+    by_partition = None if values is None else lambda: np.partition(values, n - k)[n - k]
+    by_topk = [make("torch.topk", lambda: scores.topk(k, sorted=False).values.min())] if device == "cuda" else []
     return [
         make("pns_fast.ops.kth_largest", partial(ops.kth_largest, scores, k), is_ours=True),
         make("torch.kthvalue", lambda: scores.kthvalue(n - k + 1).values),
-        make("numpy.partition", lambda: np.partition(values, n - k)[n - k], note="1 thread"),
+        *by_topk,
+        make("numpy.partition", by_partition, note="1 thread" if device == "cpu" else "CPU only"),
     ]

@@ -23,6 +23,7 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
+#define __grid_constant__
 
 struct uint3 {
   unsigned x, y, z;
@@ -33,6 +34,9 @@ struct dim3 {
 };
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -255,6 +259,11 @@ inline void __threadfence() {}
 
 template <typename T>
 T __ldg(const T* address) {
+  return *address;
+}
+
+template <typename T>
+T __ldcg(const T* address) {
   return *address;
 }
 

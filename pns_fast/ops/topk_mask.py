@@ -147,37 +147,41 @@ def _run_list(scores, keep: int | float, ties: str, hint: Tensor | None, masks: 
         _raise_nan()
 
 
-def _run_rows_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor, threshold: Tensor | None) -> None:
-    """The hint is ignored: nothing of the CUDA kernel depends on the scores, so that it can be captured in a graph."""
-    if scores.dtype == torch.float64:
-        raise TypeError("scores: expected float32, float16 or bfloat16 on CUDA, got float64")
-    ranked, (n_rows, n) = scores.float().contiguous(), _rows(scores)  # half precision widens exactly
-    count = keep_count(keep, n)
-    module = _native.cuda()
-    workspace = torch.empty(module.topk_mask_workspace(n_rows, n), dtype=torch.uint8, device=scores.device)
-    stream = torch.cuda.current_stream(scores.device).cuda_stream
-    where = pointer(ranked), pointer(mask), pointer(workspace), n_rows, n
-    module.topk_mask(*where, count, ties == "legacy", scores.device.index, stream)
-    if threshold is not None:
-        threshold.copy_(_threshold_of(scores, mask, count, ties))
-
-
-def _threshold_of(scores: Tensor, mask: Tensor, count: int, ties: str) -> Tensor:
-    """The least score kept; of legacy ties, the largest one cut."""
-    if count == (scores.shape[-1] if ties == "legacy" else 0):
-        return scores.new_full(scores.shape[:-1], math.nan)
-    if ties == "legacy":
-        return scores.masked_fill(mask, -math.inf).amax(-1)
-    return scores.masked_fill(~mask, math.inf).amin(-1)
+def _run_rows_cuda(scores: Tensor, keep: int | float, ties: str, hint, mask: Tensor | None, threshold) -> None:
+    """Of no mask, the threshold alone. Nothing waits for the device, so that it can be captured in a graph."""
+    module, score_type = _cuda_type(scores.dtype)
+    scores, (n_rows, n) = scores.contiguous(), _rows(scores)
+    hint, at_hint = (None, 0) if hint is None else _pointer_in(scores.dtype, hint)
+    workspace = _workspace(module, scores, n_rows, n, 0)
+    where = pointer(scores), pointer(mask), at_hint, pointer(threshold), pointer(workspace), n_rows, n
+    module.topk_mask(score_type, *where, keep_count(keep, n), ties == "legacy", *_queue(scores))
 
 
 def _run_list_cuda(scores, keep: int | float, ties: str, hint, masks: Sequence[Tensor], threshold) -> None:
-    count = keep_count(keep, sum(s.numel() for s in scores))
-    flat = torch.cat([s.reshape(-1) for s in scores])
-    mask = _empty_mask(flat)
-    _run_rows_cuda(flat, count, ties, hint, mask, threshold)
-    for out, part in zip(masks, mask.split([s.numel() for s in scores]), strict=True):
-        out.copy_(part.reshape(out.shape))
+    module, score_type = _cuda_type(scores[0].dtype)
+    scores, sizes = [s.contiguous() for s in scores], [s.numel() for s in scores]
+    hint, at_hint = (None, 0) if hint is None else _pointer_in(scores[0].dtype, hint)
+    n = sum(sizes)
+    workspace = _workspace(module, scores[0], 1, n, len(sizes))
+    where = [pointer(s) for s in scores], [pointer(m) for m in masks], sizes, at_hint, pointer(threshold)
+    queue = pointer(workspace), n, keep_count(keep, n), ties == "legacy", *_queue(scores[0])
+    module.topk_mask_list(score_type, *where, *queue)
+
+
+def _cuda_type(dtype: torch.dtype):
+    if dtype == torch.float64:
+        raise TypeError("scores: expected float32, float16 or bfloat16 on CUDA, got float64")
+    module = _native.cuda()
+    return module, getattr(module.ScoreType, _SUFFIXES[dtype])
+
+
+def _workspace(module, scores: Tensor, n_rows: int, n: int, n_tensors: int) -> Tensor:
+    n_bytes = module.topk_mask_workspace(n_rows, n, n_tensors)
+    return torch.empty(n_bytes, dtype=torch.uint8, device=scores.device)
+
+
+def _queue(scores: Tensor) -> tuple[int, int]:
+    return scores.device.index, torch.cuda.current_stream(scores.device).cuda_stream
 
 
 def _empty_mask(scores: Tensor) -> Tensor:
@@ -240,11 +244,16 @@ def _nothing(*arguments) -> None:
     """The run of the fake overloads: shapes and dtypes are all there is."""
 
 
-def _kth_largest_cpu(scores: Tensor, k: int, *, hint: Tensor | None = None) -> Tensor:
+def _check_k(scores: Tensor, k: int, hint: Tensor | None) -> None:
     _check(scores, "index", hint)
-    n_rows, n = _rows(scores)
+    n = scores.shape[-1]
     if not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= {n} (the last dimension of scores), got {k}")
+
+
+def _kth_largest_cpu(scores: Tensor, k: int, *, hint: Tensor | None = None) -> Tensor:
+    _check_k(scores, k, hint)
+    n_rows, n = _rows(scores)
     scores, values, dtype = scores.contiguous(), scores.new_empty(_row_shape(scores)), scores.dtype
     hint, at_hint = (None, 0) if hint is None else _pointer_in(dtype, hint)
     if not _KTH[dtype](scores.data_ptr(), values.data_ptr(), n_rows, n, k, torch.get_num_threads(), at_hint):
@@ -253,8 +262,10 @@ def _kth_largest_cpu(scores: Tensor, k: int, *, hint: Tensor | None = None) -> T
 
 
 def _kth_largest_cuda(scores: Tensor, k: int, *, hint: Tensor | None = None) -> Tensor:
-    _check(scores, "index", hint)
-    return scores.topk(k, dim=-1, sorted=True).values[..., -1]
+    _check_k(scores, k, hint)
+    values = scores.new_empty(_row_shape(scores))
+    _run_rows_cuda(scores, k, "index", hint, None, values)
+    return values
 
 
 def _kth_largest_fake(scores, k, *, hint=None):
@@ -350,7 +361,7 @@ def topk_mask(
         ties: "index", or "legacy" for the rule "score <= k-th smallest is cut" of SynFlow-style code, which drops all
             ties at the threshold and so may keep fewer.
         hint: where the threshold is thought to be: a number, or a tensor ``[...]``, one a row (a list: 0-dimensional).
-            Changes the time a call takes, never its result; NaN is no hint. CUDA ignores it.
+            Changes the time a call takes, never its result; NaN is no hint. On CUDA it saves little.
         return_threshold: also return the threshold, ``[...]`` in the dtype of ``scores`` (a list: 0-dimensional): the
             least score kept; with "legacy" the largest one cut; NaN where there is none.
         out: contiguous bool tensor(s) shaped as ``scores`` to write the mask to, which is then what is returned: a
@@ -429,7 +440,7 @@ def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -
         ``[...]`` of the dtype of ``scores``. Not differentiable.
 
     Raises:
-        TypeError, ValueError: naming the argument; a NaN score is a ValueError (CUDA: NaN ranks highest, as in torch).
+        TypeError, ValueError: naming the argument; a NaN score is a ValueError (CUDA: NaN ranks lowest; not float64).
 
     Source: the threshold of magnitude pruning (Frankle & Carbin 2019).
 

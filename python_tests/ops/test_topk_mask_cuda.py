@@ -9,8 +9,9 @@ import torch
 
 from pns_fast import ops
 
-# both kernels and their borders: 2,048 (block size), 16,384 (one block a row or chunks), and odd tails
-SIZES = (1, 2, 3, 31, 128, 129, 2047, 2048, 2049, 16_383, 16_384, 16_385, 100_003, 1_000_001, 3_000_000)
+# all kernels and their borders: 2,048 (block size), 16,384 (one block a row or chunks), 2^21 (a sample), and odd tails
+SIZES = (1, 2, 3, 31, 129, 2047, 2048, 2049, 16_384, 16_385, 100_003, 1_000_001, 2**21)
+LONG = 3_000_001  # a sample brackets the threshold
 # n odd: rows start anywhere; 256 rows or more take a block each, whatever their length
 SHAPES = ((1, 70_000), (3, 65_537), (100, 20_001), (1000, 513), (300, 70_001), (1_000_000, 8))
 
@@ -31,6 +32,41 @@ def patterns(*shape: int) -> dict[str, torch.Tensor]:
         "one_bin": 1 + torch.randint(0, 1000, shape, generator=g) * torch.finfo(torch.float32).eps,
         "ascending": torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape),
     }
+
+
+def hard_for_a_sample(n: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    normal = torch.randn(n, generator=g)
+    i = torch.arange(2**14)  # where the kernel looks: sample_position, topk_bracket.cuh
+    places = (i * n + (((i * 2654435761) % 2**32 >> 12) * n >> 20)) >> 14
+    hidden = normal.abs() + 1
+    hidden[places] = 0.0
+    return {
+        **patterns(n),
+        "descending": torch.arange(n, 0, -1, dtype=torch.float32),
+        "outliers": normal * 10 ** (normal * 3),
+        "hidden": hidden,
+        "hidden_below": -hidden,
+        "many_values": torch.randint(0, 300, (n,), generator=g).float(),  # each in bulk, some inside the bracket
+        "scales": normal.abs() * torch.linspace(0, 1, n).mul_(12).floor_().exp2_(),  # layer by layer
+        "all_but_one": torch.ones(n).index_fill_(0, torch.tensor([n - 1]), 2.0),
+        "infinite": torch.where(normal > 0.5, math.inf, torch.where(normal < -0.5, -math.inf, normal)),
+    }
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.cpu().nan_to_num(nan=123.0), b.nan_to_num(nan=123.0))
+
+
+def assert_same_all(scores: torch.Tensor, on_device: torch.Tensor, keep: int, ties: str, hint, what: object) -> None:
+    """Mask, threshold and k-th largest, cold and with a hint, as on the CPU."""
+    expected, threshold = ops.topk_mask(scores, keep, ties=ties, return_threshold=True)
+    mask, found = ops.topk_mask(on_device, keep, ties=ties, hint=hint, return_threshold=True)
+    assert torch.equal(mask.cpu(), expected), what
+    assert found.dtype == scores.dtype, what
+    assert same(found, threshold), what
+    if ties == "index" and keep > 0:
+        assert same(ops.kth_largest(on_device, keep, hint=hint), threshold), what
 
 
 def counts(n: int) -> list[int]:
@@ -75,11 +111,83 @@ def test_scores_that_start_between_16_byte_boundaries(cuda, n, offset):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_long_rows_that_are_hard_for_a_sample(cuda, dtype):
+    for turn, (name, given) in enumerate(hard_for_a_sample(LONG).items()):
+        scores = given.to(dtype)
+        on_device = scores.to(cuda)
+        for k in (1, 300_000, 1_500_000, LONG - 1):
+            turn += 1
+            ties = "legacy" if turn % 3 == 0 else "index"
+            hint = (None, 0.0, 1.5, -math.inf, math.nan, 1e30)[turn % 6]
+            assert_same_all(scores, on_device, k, ties, hint, (name, k, ties, hint))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(cuda, dtype):
-    for name, scores in patterns(100_003).items():
-        for k in (1, 10_000, 99_999):
-            assert_same_mask(scores.to(dtype), scores.to(dtype).to(cuda), k, "index", (name, k))
+@pytest.mark.parametrize("n", [7, 1001, 100_003])
+def test_half_precision(cuda, dtype, n):
+    for name, given in patterns(n + 3).items():
+        scores = given.to(dtype)[3:].clone()
+        view = given.to(dtype).to(cuda)[3:]  # starts between 16-byte boundaries
+        for k in (1, n // 3, n - 1, n):
+            assert_same_all(scores, view, k, "index", None, (name, k))
+
+
+@pytest.mark.gpu
+def test_all_numbers_of_half_precision(cuda):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        scores = every.view(dtype)
+        scores = scores[~scores.isnan()]
+        shuffled = scores[torch.randperm(len(scores), generator=torch.Generator().manual_seed(4))]
+        for k in (1, 9, 700, 16_000, 31_000, 32_000, 50_000, len(scores)):
+            assert_same_all(shuffled, shuffled.to(cuda), k, "index", None, (dtype, k))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("drift", [1e-3, 1e-1])
+def test_drifting_scores_with_the_last_threshold(cuda, drift):
+    g = torch.Generator().manual_seed(5)
+    scores, hint = torch.randn(LONG, generator=g).abs(), None
+    for _ in range(4):
+        scores = scores * (1 + drift * torch.randn(LONG, generator=g)) * (1 + drift)
+        on_device = scores.to(cuda)
+        mask, threshold = ops.topk_mask(on_device, 0.1, hint=hint, return_threshold=True)
+        assert torch.equal(mask, ops.topk_mask(on_device, 0.1))
+        assert torch.equal(mask.cpu(), ops.topk_mask(scores, 0.1))
+        hint = threshold
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(3, 70_001), (300, 1001), (2, 16_000), (11, 2_200_001)], ids=str)
+def test_thresholds_of_rows(cuda, shape):
+    for name in ("normal", "few_values"):
+        scores = patterns(*shape)[name]
+        hint = scores[:, :9].amax(1).to(cuda)
+        for ties in ("index", "legacy"):
+            for k in (0, shape[1] // 3, shape[1]):
+                assert_same_all(scores, scores.to(cuda), k, ties, hint, (name, k, ties))
+
+
+@pytest.mark.gpu
+def test_out(cuda):
+    scores = patterns(LONG)["normal"]
+    on_device, out = scores.to(cuda), torch.zeros(LONG, dtype=torch.bool, device=cuda)
+    assert ops.topk_mask(on_device, 0.2, out=out) is out
+    assert torch.equal(out.cpu(), ops.topk_mask(scores, 0.2))
+
+
+@pytest.mark.gpu
+def test_memory_of_a_long_row(cuda):
+    n = 50_000_000
+    scores, out = torch.rand(n, device=cuda), torch.empty(n, dtype=torch.bool, device=cuda)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ops.topk_mask(scores, 0.1, out=out)
+    assert torch.cuda.max_memory_allocated() - before < n / 16 + (16 << 20)
+    assert int(out.sum()) == n // 10
+    assert float(scores[out].min()) >= float(scores[~out].max())
 
 
 @pytest.mark.gpu
@@ -128,20 +236,60 @@ def test_list(cuda, ties):
     shapes = [(0,), (3, 5), (), (70_001,), (2, 3, 4)]
     scores = [torch.randint(-3, 4, s, generator=g).float() for s in shapes]
     for k in counts(sum(s.numel() for s in scores)):
-        masks = ops.topk_mask([s.to(cuda) for s in scores], k, ties=ties)
-        expected = ops.topk_mask(scores, k, ties=ties)
-        assert all(torch.equal(m.cpu(), e) for m, e in zip(masks, expected, strict=True)), k
+        assert_same_list(scores, cuda, k, ties)
+
+
+def assert_same_list(scores: list[torch.Tensor], cuda: torch.device, keep: int | float, ties: str) -> None:
+    masks, found = ops.topk_mask([s.to(cuda) for s in scores], keep, ties=ties, return_threshold=True)
+    expected, threshold = ops.topk_mask(scores, keep, ties=ties, return_threshold=True)
+    assert all(torch.equal(m.cpu(), e) for m, e in zip(masks, expected, strict=True)), keep
+    assert same(found, threshold), keep
 
 
 @pytest.mark.gpu
-def test_the_same_mask_every_time(cuda):
-    scores = patterns(1_000_001)["few_values"].to(cuda)
-    first = ops.topk_mask(scores, 333_333)
-    assert all(torch.equal(first, ops.topk_mask(scores, 333_333)) for _ in range(20))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_list_of_hundreds_of_tensors(cuda, dtype):
+    g = torch.Generator().manual_seed(6)
+    for largest in (30, 1000, 20_000):  # one block, chunks, a sample
+        sizes = [1 + (i * 7919) % largest for i in range(300)]
+        scores = [torch.randn(s, generator=g).mul_(1 + i % 5).to(dtype) for i, s in enumerate(sizes)]
+        for ties in ("index", "legacy"):
+            assert_same_list(scores, cuda, 0.1, ties)
+    constant = [torch.full((s,), 0.5, dtype=dtype) for s in sizes]
+    assert_same_list(constant, cuda, 0.37, "index")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("n", [1000, 200_001])
+def test_list_in_a_graph(cuda):
+    scores = [torch.zeros(s, device=cuda) for s in (70_001, 5, 3_000_000)]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        ops.topk_mask(scores, 0.1)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        masks, threshold = ops.topk_mask(scores, 0.1, return_threshold=True)
+    for seed in range(3):
+        values = [torch.randn(s.shape, generator=torch.Generator().manual_seed(seed)) for s in scores]
+        for s, v in zip(scores, values, strict=True):
+            s.copy_(v)
+        graph.replay()
+        expected, wanted = ops.topk_mask(values, 0.1, return_threshold=True)
+        assert all(torch.equal(m.cpu(), e) for m, e in zip(masks, expected, strict=True))
+        assert same(threshold, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1_000_001, LONG])
+def test_the_same_mask_every_time(cuda, n):
+    for name in ("few_values", "normal"):
+        scores = patterns(n)[name].to(cuda)
+        first = ops.topk_mask(scores, 333_333)
+        assert all(torch.equal(first, ops.topk_mask(scores, 333_333)) for _ in range(20)), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1000, 200_001, LONG])
 def test_runs_on_the_current_stream(cuda, n):
     scores = patterns(n)["normal"].to(cuda)
     late = torch.zeros(n, device=cuda)
@@ -173,6 +321,25 @@ def test_captured_in_a_graph(cuda, keep, ties):
         scores.copy_(values)
         graph.replay()
         assert torch.equal(mask.cpu(), ops.topk_mask(values, keep, ties=ties)), name
+
+
+@pytest.mark.gpu
+def test_long_row_and_its_way_back_to_radix_in_one_graph(cuda):
+    scores, hint = torch.zeros(LONG, device=cuda), torch.zeros((), device=cuda)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        ops.topk_mask(scores, 300_000, hint=hint)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mask, threshold = ops.topk_mask(scores, 300_000, hint=hint, return_threshold=True)
+        hint.copy_(threshold)
+    for name, values in hard_for_a_sample(LONG).items():
+        scores.copy_(values)
+        graph.replay()
+        expected, wanted = ops.topk_mask(values, 300_000, return_threshold=True)
+        assert torch.equal(mask.cpu(), expected), name
+        assert same(threshold, wanted), name
 
 
 @pytest.mark.gpu

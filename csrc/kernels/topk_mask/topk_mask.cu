@@ -1,40 +1,42 @@
 // topk_mask on CUDA: radix select on an order-preserving 32-bit key. A pass counts one digit of the keys that share
 // the digits found so far; the bin of the k-th largest is the next digit. After the last pass the threshold is exact.
 //
-// Many or short rows: a block owns a row and does everything in one launch. Few long rows: a block owns a contiguous
+// Many or short rows: a block owns a row and does everything in one launch. Longer rows: a block owns a contiguous
 // chunk of a row, one launch a digit (11 + 11 + 10 bits), then one for the mask. Contiguous chunks put the ties in
-// index order: a block keeps what the chunks before it left over.
-// Bytes moved per score: 4 reads of 4 (three digits, mask; five where a block owns a row, after the first mostly from
-// L2), 1 written. All counters are integers, so atomics in any order give the same mask.
+// index order: a block keeps what the chunks before it left over. From 2 M scores on a sample comes first
+// (topk_bracket.cuh), and these launches return at once unless it failed: nobody waits for the device to decide.
+// Bytes moved per float32 score: with a sample 4 read and 1 written; else 4 reads of 4 (five where a block owns a row,
+// after the first mostly from L2). All counters are integers, so atomics in any order give the same mask.
 #include "kernels/topk_mask/topk_mask_cuda.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 
-#include "core/cuda_check.cuh"
+#include "kernels/topk_mask/topk_bracket.cuh"
+#include "kernels/topk_mask/topk_scores.cuh"
 
 namespace pns {
 namespace {
 
-using Count = unsigned long long;  // the 64-bit type atomicAdd takes
-
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kWarpSize = 32;
-constexpr int kThreads = 512;       // a chunk's block: 4 fill an SM's 2,048 threads at the 32 registers it takes
-constexpr int kRowThreads = 256;    // a row's block takes 48 registers: 5 blocks an SM, where of 512 threads only 2 fit
+constexpr int kRowThreads = 256;    // a row's block
+constexpr int kRowBlocks = 4;       // an SM: at 64 registers
 constexpr int kSmallThreads = 128;  // a row of at most kSmallRow scores has no work for more
 constexpr int64_t kSmallRow = 2048;
-// Lanes 0 to 3 count into counters of their own, in different banks: equal digits are frequent (11 bits of a normal
-// sample fall into some 30 bins) and atomics on one address wait for each other.
-constexpr int kCopies = 4;
-constexpr int kUnroll = 4;  // loads of 16 bytes in flight a thread: 128 KB an SM, above latency x bandwidth (23 KB)
 
 // Derived from the numbers given, not measured yet.
-constexpr int64_t kMaxBlocks = 4 * 132;          // one wave on the 132 SMs of an H100 or H200
-constexpr int64_t kRowsFillDevice = 256;         // about two rows an SM: no need to split them
-constexpr int64_t kMinChunk = int64_t{1} << 14;  // 64 KB: below that, clearing and merging counters dominate
-constexpr int64_t kMaxChunk = int64_t{1} << 30;  // positions in a chunk and a block's counters are 32 bits wide
-constexpr int64_t kChunkMultiple = 128;          // a chunk starts on a 128-byte line of the mask
+constexpr int64_t kMaxBlocks = 4 * 132;               // one wave on the 132 SMs of an H100 or H200
+constexpr int64_t kMaxSplitBlocks = kSplitBlocks * 132;
+constexpr int64_t kRowsFillDevice = 256;              // about two rows an SM: no need to split them
+constexpr int64_t kMinChunk = int64_t{1} << 14;       // 64 KB: below that, clearing and merging counters dominate
+constexpr int64_t kMaxChunk = int64_t{1} << 30;       // positions in a chunk and a block's counters are 32 bits wide
+constexpr int64_t kChunkMultiple = 128;               // a chunk starts on a 128-byte line of the mask
+constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over L2 take no longer than seven launches
+constexpr int64_t kMaxBracket = int64_t{1} << 32;     // an entry of the list has a 32-bit position
+constexpr int64_t kRowsAtOnce = 8;                    // of them, so that all their lists stay small
+constexpr int64_t kSettleBlocks = 2 * 132;
+// Bytes of lists: n / 16 and 4 MB.
+constexpr int64_t kListedShare = 128;
+constexpr int64_t kListedBase = int64_t{1} << 19;
 
 // The digits of a 32-bit key, highest first; the last one takes the bits left over.
 template <int kBits>
@@ -50,143 +52,47 @@ struct Digits {
 using RowDigits = Digits<8>;     // 4 KB of counters: short rows would spend their time on clearing more
 using ChunkDigits = Digits<11>;  // a pass fewer
 
-// NaN is 0, below -infinity (0x007FFFFF); -0 equals +0. On the bits alone, so no float option changes it.
-__host__ __device__ inline uint32_t ranked_key(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return 0;
-  if (magnitude == 0) bits = 0;
-  return bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFu : 0x80000000u);
-}
-
-// What is known of the threshold: its first digits (in place), and among the keys that share them its rank from the
-// top, counted from 1. After the last digit, `rank` is how many of the `n_equal` equal scores belong to the k largest.
-struct Selection {
-  uint32_t prefix;
-  Count rank;
-  Count n_equal;
+// How rows of a size are ranked.
+struct Strategy {
+  Plan plan;
+  bool has_bracket;
+  int64_t n_rows_at_once;
+  int sample_bits;
+  Count capacity;  // of a row's list
+  double sigmas;   // of the sample's ranks, on each side of the threshold's
 };
 
-struct Chunk {
-  const float* scores;
-  uint8_t* mask;
-  uint32_t size;
-};
-
-struct Rows {
-  const float* scores;
-  uint8_t* mask;
-  int64_t n_rows, n;
-  Count rank;  // of the threshold from the top, counted from 1
-  bool keeps_ties;
-};
-
-struct Plan {
-  bool is_one_block;  // a row
-  int n_threads;      // a block
-  int64_t n_blocks;   // a row
-  int64_t chunk;
-};
-
-struct Workspace {
+struct RadixWorkspace {
   Count* totals;           // [n_rows, kPasses, kBins]
   Selection* selections;   // [n_rows, kPasses]: before each pass
   uint32_t* block_counts;  // [n_rows, n_blocks, kLastBins]: of the last digit
+  BracketState* states;    // [n_rows], or null: no bracket was tried
 };
 
+struct Workspace {
+  Segment* segments;  // [n_tensors + 1]
+  unsigned char* cleared;
+  size_t n_cleared;  // bytes
+  RadixWorkspace radix;
+  BracketWorkspace bracket;
+  size_t n_bytes;
+};
+
+// counts: [n_bins][kCopies], cleared.
 template <typename T>
-__host__ __device__ T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
-
-__host__ __device__ inline Chunk chunk_of(const Rows& rows, const Plan& plan, int64_t row, int64_t block) {
-  const int64_t begin = block * plan.chunk;
-  const int64_t size = rows.n - begin < plan.chunk ? rows.n - begin : plan.chunk;
-  const int64_t at = row * rows.n + begin;
-  return {rows.scores + at, rows.mask + at, static_cast<uint32_t>(size)};
-}
-
-// one(i) for the scores before the first and after the last 16-byte boundary, four(i, scores) for those between.
-template <typename One, typename Four>
-__device__ void visit(const Chunk& c, One one, Four four) {
-  const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(float) % 4;
-  const uint32_t to_boundary = (4 - misaligned) % 4;
-  const uint32_t head = to_boundary < c.size ? to_boundary : c.size;
-  const uint32_t n_quads = (c.size - head) / 4;
-  if (threadIdx.x < c.size - 4 * n_quads) {  // at most 6
-    one(threadIdx.x < head ? threadIdx.x : threadIdx.x + 4 * n_quads);
-  }
-  const float4* quads = reinterpret_cast<const float4*>(c.scores + head);
-  uint32_t q = threadIdx.x;
-  for (; q + (kUnroll - 1) * blockDim.x < n_quads; q += kUnroll * blockDim.x) {
-    float4 loaded[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) loaded[u] = quads[q + u * blockDim.x];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) four(head + 4 * (q + u * blockDim.x), loaded[u]);
-  }
-  for (; q < n_quads; q += blockDim.x) four(head + 4 * q, quads[q]);
-}
-
-struct Scan {
-  Count before;  // the sum over the threads before this one
-  Count total;
-};
-
-__device__ Scan block_scan(Count value) {
-  __shared__ Count warp_sums[kThreads / kWarpSize];
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int n_warps = blockDim.x / kWarpSize;
-  Count sum = value;
-  for (int step = 1; step < kWarpSize; step *= 2) {
-    const Count below = __shfl_up_sync(kAllLanes, sum, step);
-    if (lane >= step) sum += below;
-  }
-  if (lane == kWarpSize - 1) warp_sums[warp] = sum;
-  __syncthreads();
-  Scan scan{sum - value, 0};
-  for (int w = 0; w < n_warps; ++w) {
-    if (w < warp) scan.before += warp_sums[w];
-    scan.total += warp_sums[w];
-  }
-  __syncthreads();  // warp_sums may be written again
-  return scan;
-}
-
-// counts: [n_bins][kCopies], cleared. A thread adds a run of equal digits at once: scores that tie in bulk (zeros of
-// pruned weights) would otherwise queue at one counter.
-__device__ void count_digits(const Chunk& c, uint32_t prefix, uint32_t prefix_mask, int shift, int n_bins,
+__device__ void count_digits(const Piece<T>& c, uint32_t prefix, uint32_t prefix_mask, int shift, int n_bins,
                              uint32_t* counts) {
-  uint32_t* own = counts + threadIdx.x % kCopies;
-  uint32_t run_bin = 0, run_length = 0;
-  auto end_run = [&] {
-    if (run_length > 0) atomicAdd(own + run_bin * kCopies, run_length);
-  };
-  auto add = [&](float x) {
-    const uint32_t key = ranked_key(x);
-    if ((key & prefix_mask) != prefix) return;
-    const uint32_t bin = (key >> shift) & (n_bins - 1);
-    if (bin != run_bin) {
-      end_run();
-      run_bin = bin;
-      run_length = 0;
+  RunCounter runs{counts + threadIdx.x % kCopies, kCopies};
+  visit(c, [&](uint32_t, const auto& x, bool is_there) {
+    constexpr int kN = sizeof(x) / sizeof(float);
+    if (!is_there) return;
+#pragma unroll
+    for (int j = 0; j < kN; ++j) {
+      const uint32_t key = ranked_key(x[j]);
+      if ((key & prefix_mask) == prefix) runs.add((key >> shift) & (n_bins - 1));
     }
-    ++run_length;
-  };
-  visit(
-      c, [&](uint32_t i) { add(c.scores[i]); },
-      [&](uint32_t, float4 x) {
-        add(x.x);
-        add(x.y);
-        add(x.z);
-        add(x.w);
-      });
-  end_run();
-}
-
-__device__ void clear_counts(uint32_t* counts, int n_bins) {
-  for (int i = threadIdx.x; i < n_bins * kCopies; i += blockDim.x) counts[i] = 0;
+  });
+  runs.end();
 }
 
 __device__ uint32_t sum_copies(const uint32_t* counts, int bin) {
@@ -195,122 +101,57 @@ __device__ uint32_t sum_copies(const uint32_t* counts, int bin) {
   return sum;
 }
 
-// The next digit: the bin of the threshold, from the counts of the keys that share `known.prefix`. Same in all threads.
-template <typename CountOf>
-__device__ Selection select_digit(const Selection& known, int n_bins, int shift, CountOf count_of) {
-  __shared__ Selection found;
-  const int per_thread = ceil_div<int>(n_bins, blockDim.x);
-  const int top = n_bins - 1 - static_cast<int>(threadIdx.x) * per_thread;
-  Count sum = 0;
-  for (int bin = top; bin > top - per_thread && bin >= 0; --bin) sum += count_of(bin);
-  Count above = block_scan(sum).before;
-  if (above < known.rank && known.rank <= above + sum) {  // one thread
-    int bin = top;
-    Count in_bin = count_of(bin);
-    while (known.rank > above + in_bin) {
-      above += in_bin;
-      in_bin = count_of(--bin);
-    }
-    found = {known.prefix | static_cast<uint32_t>(bin) << shift, known.rank - above, in_bin};
-  }
-  __syncthreads();
-  return found;  // not written again before the two barriers of the next scan
+template <typename T>
+__device__ void write_threshold(const Rows<T>& rows, int64_t row, uint32_t key) {
+  if (threadIdx.x == 0 && rows.thresholds != nullptr) narrow(score_of(key), rows.thresholds + row);
 }
 
-__device__ void write_from(const Chunk& c, uint32_t lowest_kept) {
-  auto is_kept = [&](float x) -> unsigned char { return ranked_key(x) >= lowest_kept; };
-  visit(
-      c, [&](uint32_t i) { c.mask[i] = is_kept(c.scores[i]); },
-      [&](uint32_t i, float4 x) {
-        const uchar4 kept = {is_kept(x.x), is_kept(x.y), is_kept(x.z), is_kept(x.w)};
-        uint8_t* out = c.mask + i;
-        if (reinterpret_cast<uintptr_t>(out) % 4 == 0) {  // the same in all threads
-          *reinterpret_cast<uchar4*>(out) = kept;
-        } else {
-          out[0] = kept.x, out[1] = kept.y, out[2] = kept.z, out[3] = kept.w;
-        }
-      });
-}
-
-// Keeps the first n_kept of the scores equal to the threshold. Each warp owns a contiguous piece, so the block waits
-// only once, for the counts of the pieces before.
-__device__ void write_first_equal(const Chunk& c, uint32_t threshold, Count n_kept) {
-  const uint32_t lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const uint32_t n_warps = blockDim.x / kWarpSize;
-  const uint32_t piece = ceil_div<uint32_t>(c.size, n_warps * kWarpSize) * kWarpSize;
-  const uint32_t begin = warp * piece;
-  const uint32_t end = begin + piece < c.size ? begin + piece : c.size;
-  Count n_equal = 0;
-#pragma unroll 4
-  for (uint32_t i = begin + lane; i < end; i += kWarpSize) n_equal += ranked_key(c.scores[i]) == threshold;
-  Count rank = __shfl_sync(kAllLanes, block_scan(n_equal).before, 0);  // from 0, of the next equal score
-  for (uint32_t i = begin; i < end; i += kUnroll * kWarpSize) {
-    uint32_t keys[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const uint32_t at = i + u * kWarpSize + lane;
-      keys[u] = at < end ? ranked_key(c.scores[at]) : 0;
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const uint32_t at = i + u * kWarpSize + lane;
-      const bool is_equal = at < end && keys[u] == threshold;
-      const unsigned equals = __ballot_sync(kAllLanes, is_equal);
-      const Count own_rank = rank + __popc(equals & ((1u << lane) - 1));
-      if (at < end) c.mask[at] = keys[u] > threshold || (is_equal && own_rank < n_kept);
-      rank += __popc(equals);
-    }
-  }
-}
-
-// n_equal and n_kept (at most n_equal): those of this chunk, the same in all threads.
-__device__ void write_mask(const Chunk& c, uint32_t threshold, Count n_equal, Count n_kept) {
-  if (n_kept == 0 || n_kept == n_equal) {
-    write_from(c, threshold + (n_kept == 0));  // no overflow: no key lies above that of +infinity
-  } else {
-    write_first_equal(c, threshold, n_kept);
-  }
-}
-
-__global__ void __launch_bounds__(kRowThreads) topk_rows_kernel(Rows rows, Plan plan) {
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks) topk_rows_kernel(Rows<T> rows, Plan plan) {
   using D = RowDigits;
   __shared__ uint32_t counts[D::kBins * kCopies];
   for (int64_t row = blockIdx.x; row < rows.n_rows; row += gridDim.x) {
-    const Chunk c = chunk_of(rows, plan, row, 0);
     Selection selection{0, rows.rank, 0};
     for (int pass = 0; pass < D::kPasses; ++pass) {
-      clear_counts(counts, D::n_bins(pass));
+      clear_counts(counts, D::n_bins(pass) * kCopies);
       __syncthreads();
-      count_digits(c, selection.prefix, D::prefix_mask(pass), D::shift(pass), D::n_bins(pass), counts);
+      visit_pieces(rows, plan, row, 0, [&](const Piece<T>& piece) {
+        count_digits(piece, selection.prefix, D::prefix_mask(pass), D::shift(pass), D::n_bins(pass), counts);
+      });
       __syncthreads();
       selection = select_digit(selection, D::n_bins(pass), D::shift(pass),
                                [&](int bin) { return Count{sum_copies(counts, bin)}; });
     }
-    write_mask(c, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
+    write_threshold(rows, row, selection.prefix);
+    if (!rows.has_mask()) continue;
+    write_mask(rows, plan, row, 0, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
   }
 }
 
 // The selection before `pass` of the row blockIdx.y. Every block computes it, from what the launch before left: cheaper
 // than a launch of its own, and no block waits for another.
-__device__ Selection selection_before(const Rows& rows, const Workspace& w, int pass) {
+__device__ Selection selection_before(Count rank, const RadixWorkspace& w, int pass) {
   using D = ChunkDigits;
-  if (pass == 0) return {0, rows.rank, 0};
+  if (pass == 0) return {0, rank, 0};
   const int64_t at = int64_t{blockIdx.y} * D::kPasses + pass - 1;
   const Count* totals = w.totals + at * D::kBins;
   return select_digit(w.selections[at], D::n_bins(pass - 1), D::shift(pass - 1), [&](int bin) { return totals[bin]; });
 }
 
-__global__ void __launch_bounds__(kThreads) topk_count_kernel(Rows rows, Plan plan, Workspace w, int pass) {
+template <typename T>
+__global__ void __launch_bounds__(kThreads) topk_count_kernel(Rows<T> rows, Plan plan, RadixWorkspace w, int pass) {
   using D = ChunkDigits;
   __shared__ uint32_t counts[D::kBins * kCopies];
   const int64_t row = blockIdx.y, at = row * D::kPasses + pass;
+  if (w.states != nullptr && w.states[row].outcome != Outcome::kFailed) return;
   const int n_bins = D::n_bins(pass);
-  const Selection selection = selection_before(rows, w, pass);
+  const Selection selection = selection_before(rows.rank, w, pass);
   if (blockIdx.x == 0 && threadIdx.x == 0) w.selections[at] = selection;
-  clear_counts(counts, n_bins);
+  clear_counts(counts, n_bins * kCopies);
   __syncthreads();
-  count_digits(chunk_of(rows, plan, row, blockIdx.x), selection.prefix, D::prefix_mask(pass), D::shift(pass), n_bins,
-               counts);
+  visit_pieces(rows, plan, row, blockIdx.x, [&](const Piece<T>& piece) {
+    count_digits(piece, selection.prefix, D::prefix_mask(pass), D::shift(pass), n_bins, counts);
+  });
   __syncthreads();
   for (int bin = threadIdx.x; bin < n_bins; bin += blockDim.x) {
     const uint32_t sum = sum_copies(counts, bin);
@@ -319,91 +160,247 @@ __global__ void __launch_bounds__(kThreads) topk_count_kernel(Rows rows, Plan pl
   }
 }
 
-__global__ void __launch_bounds__(kThreads) topk_write_kernel(Rows rows, Plan plan, Workspace w) {
-  using D = ChunkDigits;
-  const int64_t row = blockIdx.y;
-  const Selection selection = selection_before(rows, w, D::kPasses);
-  // Block b's at b * kLastBins.
-  const uint32_t* equal_counts = w.block_counts + row * plan.n_blocks * D::kLastBins + selection.prefix % D::kLastBins;
+// count_of(b): scores of block b that equal the threshold; n_kept of them all stay, the first ones.
+template <typename T, typename CountOf>
+__device__ void write_chunk(const Rows<T>& rows, const Plan& plan, uint32_t threshold, Count n_kept, bool is_done_if_all,
+                            bool is_done_if_none, CountOf count_of) {
   Count before = 0;
-  for (int64_t b = threadIdx.x; b < blockIdx.x; b += blockDim.x) before += equal_counts[b * D::kLastBins];
+  for (int64_t b = threadIdx.x; b < blockIdx.x; b += blockDim.x) before += count_of(b);
   before = block_scan(before).total;
-  const Count n_equal = equal_counts[int64_t{blockIdx.x} * D::kLastBins];
-  const Count kept = rows.keeps_ties ? selection.rank : 0;
-  const Count left = kept > before ? kept - before : 0;
-  write_mask(chunk_of(rows, plan, row, blockIdx.x), selection.prefix, n_equal, left < n_equal ? left : n_equal);
+  const Count n_equal = count_of(blockIdx.x), left = n_kept > before ? n_kept - before : 0;
+  const Count n_own = left < n_equal ? left : n_equal;
+  if ((is_done_if_all && n_own == n_equal) || (is_done_if_none && n_own == 0)) return;
+  write_mask(rows, plan, blockIdx.y, blockIdx.x, threshold, n_equal, n_own);
 }
 
-// A function of the sizes alone: the workspace is asked for without a device. 1 <= n.
-Plan make_plan(int64_t n_rows, int64_t n) {
-  if (n <= kMinChunk || (n_rows >= kRowsFillDevice && n <= kMaxChunk)) {
-    return {true, n <= kSmallRow ? kSmallThreads : kRowThreads, 1, n};
+template <typename T>
+__global__ void __launch_bounds__(kThreads) topk_write_kernel(Rows<T> rows, Plan plan, RadixWorkspace w,
+                                                              const uint2* tie_counts) {
+  using D = ChunkDigits;
+  const int64_t row = blockIdx.y;
+  if (w.states != nullptr && w.states[row].outcome != Outcome::kFailed) {
+    const BracketState& state = w.states[row];
+    if (state.outcome == Outcome::kDone || !rows.has_mask()) return;
+    // The mask has all ties with the upper end, and none with the lower one.
+    const bool is_hi = state.threshold == state.bracket.hi;
+    const uint2* counts = tie_counts + row * plan.n_blocks;
+    write_chunk(rows, plan, state.threshold, state.n_kept, is_hi, !is_hi,
+                [&](int64_t b) { return Count{is_hi ? counts[b].x : counts[b].y}; });
+    return;
   }
-  int64_t n_blocks = std::min(ceil_div(n, kMinChunk), std::max<int64_t>(1, kMaxBlocks / n_rows));
+  const Selection selection = selection_before(rows.rank, w, D::kPasses);
+  if (blockIdx.x == 0) write_threshold(rows, row, selection.prefix);
+  if (!rows.has_mask()) return;
+  const uint32_t* counts = w.block_counts + row * plan.n_blocks * D::kLastBins + selection.prefix % D::kLastBins;
+  write_chunk(rows, plan, selection.prefix, rows.keeps_ties ? selection.rank : 0, false, false,
+              [&](int64_t b) { return Count{counts[b * D::kLastBins]}; });
+}
+
+// A list's tensors arrive as a launch's parameters, at most 4 KB: a copy from host memory would have to outlive a graph.
+constexpr int kSegmentsAtOnce = 128;
+struct SegmentBatch {
+  Segment segments[kSegmentsAtOnce];
+  int n;
+};
+
+__global__ void topk_segments_kernel(const __grid_constant__ SegmentBatch batch, Segment* segments) {
+  if (threadIdx.x < batch.n) segments[threadIdx.x] = batch.segments[threadIdx.x];
+}
+
+Plan chunks_of(int64_t n, int64_t n_rows, int64_t max_blocks) {
+  int64_t n_blocks = std::min(ceil_div(n, kMinChunk), std::max<int64_t>(1, max_blocks / n_rows));
   n_blocks = std::max(n_blocks, ceil_div(n, kMaxChunk));
   const int64_t chunk = ceil_div(ceil_div(n, n_blocks), kChunkMultiple) * kChunkMultiple;
   return {false, kThreads, ceil_div(n, chunk), chunk};
 }
 
-size_t totals_bytes(int64_t n_rows) {
-  return n_rows * ChunkDigits::kPasses * ChunkDigits::kBins * sizeof(Count);
+// A function of the sizes alone: the workspace is asked for without a device. 1 <= n.
+Strategy make_strategy(int64_t n_rows, int64_t n) {
+  if (n >= kMinBracket && n <= kMaxBracket) {
+    const int64_t at_once = std::min(n_rows, kRowsAtOnce);
+    const int bits = n <= int64_t{1} << 24 ? 14 : n <= int64_t{1} << 27 ? 16 : 18;
+    const auto capacity = static_cast<Count>(n / kListedShare + kListedBase / at_once);
+    return {chunks_of(n, at_once, kMaxSplitBlocks), true, at_once, bits, capacity, 3.5};
+  }
+  if (n <= kMinChunk || (n_rows >= kRowsFillDevice && n < kMinBracket)) {
+    return {{true, n <= kSmallRow ? kSmallThreads : kRowThreads, 1, n}, false, n_rows, 0, 0, 0.0};
+  }
+  return {chunks_of(n, n_rows, kMaxBlocks), false, n_rows, 0, 0, 0.0};
 }
 
-size_t selections_bytes(int64_t n_rows) { return n_rows * ChunkDigits::kPasses * sizeof(Selection); }
-
-size_t workspace_bytes(int64_t n_rows, const Plan& plan) {
-  if (plan.is_one_block) return 0;
-  return totals_bytes(n_rows) + selections_bytes(n_rows) +
-         n_rows * plan.n_blocks * ChunkDigits::kLastBins * sizeof(uint32_t);
+// The sample's ranks about that of the threshold, no further off than the list has room for.
+SamplePlan sample_plan(const Strategy& s, Count rank, int64_t n) {
+  const double size = std::ldexp(1.0, s.sample_bits), share = size / static_cast<double>(n);
+  const double middle = static_cast<double>(rank) * share;
+  const double sigma = std::sqrt(std::max(0.0, middle * (1.0 - middle / size)));
+  const double half = std::min(s.sigmas * (sigma + 2.0), 0.45 * static_cast<double>(s.capacity) * share);
+  const auto hi = static_cast<int64_t>(std::floor(middle - half)), lo = static_cast<int64_t>(std::ceil(middle + half));
+  const int64_t beyond = (int64_t{1} << s.sample_bits) + 1;
+  return {s.sample_bits, std::max<int64_t>(0, hi), std::min(std::max<int64_t>(1, lo), beyond)};
 }
 
-void launch_rows(const Rows& rows, const Plan& plan, cudaStream_t stream) {
+// Hands out parts of the workspace; from address 0 it only counts.
+struct Carver {
+  unsigned char* base;
+  size_t at = 0;
+  template <typename E>
+  E* take(int64_t n) {
+    at = ceil_div<size_t>(at, 16) * 16;
+    E* const part = reinterpret_cast<E*>(reinterpret_cast<uintptr_t>(base) + at);
+    at += n * sizeof(E);
+    return part;
+  }
+};
+
+Workspace lay_out(void* base, const Strategy& s, int64_t n_tensors) {
+  using D = ChunkDigits;
+  Carver carver{static_cast<unsigned char*>(base)};
+  Workspace w{};
+  if (n_tensors > 0) w.segments = carver.take<Segment>(n_tensors + 1);
+  if (s.plan.is_one_block) {
+    w.n_bytes = carver.at;
+    return w;
+  }
+  const int64_t n_rows = s.n_rows_at_once, n_blocks = n_rows * s.plan.n_blocks;
+  w.cleared = carver.take<unsigned char>(0);
+  const size_t clear_from = carver.at;
+  w.radix.totals = carver.take<Count>(n_rows * D::kPasses * D::kBins);
+  if (s.has_bracket) {
+    w.radix.states = w.bracket.states = carver.take<BracketState>(n_rows);
+    w.bracket.sample_counts = carver.take<uint32_t>(n_rows * kBracketBins);
+    w.bracket.bin_counts = carver.take<uint32_t>(n_rows * kBracketBins);
+  }
+  w.n_cleared = carver.at - clear_from;
+  w.radix.selections = carver.take<Selection>(n_rows * D::kPasses);
+  w.radix.block_counts = carver.take<uint32_t>(n_blocks * (s.has_bracket ? kBracketBins : D::kLastBins));
+  if (s.has_bracket) {
+    w.bracket.block_bins = w.radix.block_counts;  // counted again only after those are of no use
+    w.bracket.samples = carver.take<uint32_t>(n_rows << s.sample_bits);
+    w.bracket.listed = carver.take<uint2>(n_rows * static_cast<int64_t>(s.capacity));
+    w.bracket.close = carver.take<uint2>(n_rows * kMaxClose);
+    w.bracket.tie_counts = carver.take<uint2>(n_blocks);
+    w.bracket.capacity = s.capacity;
+  }
+  w.n_bytes = carver.at;
+  return w;
+}
+
+template <typename T>
+void launch_rows(const Rows<T>& rows, const Plan& plan, cudaStream_t stream) {
   const int64_t max_grid = (int64_t{1} << 31) - 1;
   const dim3 grid(static_cast<unsigned>(std::min(rows.n_rows, max_grid)));
-  cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_rows_kernel, rows, plan);
+  cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_rows_kernel<T>, rows, plan);
 }
 
-// Rows in grid.y: at most 65,535. There are fewer than kRowsFillDevice, or each is longer than kMaxChunk and 2^16 of
+// Rows in grid.y: at most 65,535. There are fewer than kRowsFillDevice, or each is longer than kMaxBracket and 2^16 of
 // them do not fit an address space.
-void launch_chunks(const Rows& rows, const Plan& plan, void* workspace, cudaStream_t stream) {
-  auto* bytes = static_cast<unsigned char*>(workspace);
-  const size_t selections_at = totals_bytes(rows.n_rows), counts_at = selections_at + selections_bytes(rows.n_rows);
-  const Workspace w{reinterpret_cast<Count*>(bytes), reinterpret_cast<Selection*>(bytes + selections_at),
-                    reinterpret_cast<uint32_t*>(bytes + counts_at)};
-  cuda_check("topk_mask", cudaMemsetAsync(w.totals, 0, selections_at, stream));
+template <typename T>
+void launch_radix(const Rows<T>& rows, const Plan& plan, const Workspace& w, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.n_blocks), static_cast<unsigned>(rows.n_rows));
   for (int pass = 0; pass < ChunkDigits::kPasses; ++pass) {
-    cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_count_kernel, rows, plan, w, pass);
+    cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_count_kernel<T>, rows, plan, w.radix, pass);
   }
-  cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_write_kernel, rows, plan, w);
+  cuda_launch("topk_mask", {rows.has_mask() ? grid : dim3(1, grid.y), plan.n_threads, stream}, topk_write_kernel<T>, rows,
+              plan, w.radix, w.bracket.tie_counts);
 }
 
-void launch_plan(const CudaTopkMaskParams& p, const Plan& plan) {
+template <typename T>
+void launch_bracket(const Rows<T>& rows, const Strategy& s, const Workspace& w, cudaStream_t stream) {
+  const auto n_rows = static_cast<unsigned>(rows.n_rows);
+  const SamplePlan sample = sample_plan(s, rows.rank, rows.n);
+  const dim3 sample_grid((1u << sample.bits) / kSampleBlock, n_rows);
+  cuda_launch("topk_mask", {sample_grid, kThreads, stream}, topk_sample_kernel<T>, rows, sample, w.bracket);
+  const dim3 grid(static_cast<unsigned>(s.plan.n_blocks), n_rows);
+  cuda_launch("topk_mask", {grid, s.plan.n_threads, stream}, topk_split_kernel<T>, rows, s.plan, w.bracket);
+  const int64_t wanted = ceil_div<int64_t>(static_cast<int64_t>(s.capacity), kThreads);
+  const dim3 settle_grid(static_cast<unsigned>(std::min(wanted, std::max<int64_t>(1, kSettleBlocks / n_rows))), n_rows);
+  cuda_launch("topk_mask", {settle_grid, kThreads, stream}, topk_settle_kernel<T>, rows, s.plan, w.bracket);
+}
+
+// The tensors of a list that are not empty, as one row.
+template <typename T>
+Rows<T> upload_segments(const CudaTopkMaskParams& p, Segment* table) {
+  SegmentBatch batch{};
+  int64_t begin = 0, n_sent = 0;
+  auto send = [&] {
+    cuda_launch("topk_mask", {dim3(1), kSegmentsAtOnce, p.stream}, topk_segments_kernel, batch, table + n_sent);
+    n_sent += batch.n;
+    batch.n = 0;
+  };
+  for (int64_t t = 0; t <= p.n_tensors; ++t) {
+    const bool is_end = t == p.n_tensors;
+    if (!is_end && p.tensors[t].size == 0) continue;
+    batch.segments[batch.n++] = is_end ? Segment{nullptr, nullptr, begin}
+                                       : Segment{p.tensors[t].scores, p.tensors[t].mask, begin};
+    if (batch.n == kSegmentsAtOnce || is_end) send();
+    if (!is_end) begin += p.tensors[t].size;
+  }
+  Rows<T> rows{};
+  rows.segments = table;
+  rows.n_segments = n_sent - 1;
+  return rows;
+}
+
+template <typename T>
+void launch_strategy(const CudaTopkMaskParams& p, const Strategy& s) {
+  const Workspace w = lay_out(p.workspace, s, p.n_tensors);
+  Rows<T> rows{};
+  if (p.n_tensors > 0) rows = upload_segments<T>(p, w.segments);
   const bool is_legacy = p.ties == Ties::kLegacy;
   // Legacy cuts at the (n - keep)-th smallest, which is the (keep + 1)-th largest, and drops what equals it.
-  const Rows rows{p.scores, p.mask, p.n_rows, p.n, static_cast<Count>(p.keep + is_legacy), !is_legacy};
-  if (plan.is_one_block) {
-    launch_rows(rows, plan, p.stream);
-  } else {
-    launch_chunks(rows, plan, p.workspace, p.stream);
+  rows.rank = static_cast<Count>(p.keep + is_legacy);
+  rows.keeps_ties = !is_legacy;
+  rows.n = p.n;
+  for (int64_t done = 0; done < p.n_rows; done += s.n_rows_at_once) {
+    rows.n_rows = std::min(s.n_rows_at_once, p.n_rows - done);
+    if (p.scores != nullptr) rows.scores = static_cast<const T*>(p.scores) + done * p.n;
+    if (p.mask != nullptr) rows.mask = p.mask + done * p.n;
+    if (p.thresholds != nullptr) rows.thresholds = static_cast<T*>(p.thresholds) + done;
+    if (p.hints != nullptr) rows.hints = static_cast<const T*>(p.hints) + done;
+    if (s.plan.is_one_block) {
+      launch_rows(rows, s.plan, p.stream);
+      continue;
+    }
+    cuda_check("topk_mask", cudaMemsetAsync(w.cleared, 0, w.n_cleared, p.stream));
+    if (s.has_bracket) launch_bracket(rows, s, w, p.stream);
+    launch_radix(rows, s.plan, w, p.stream);
   }
+}
+
+void launch_type(const CudaTopkMaskParams& p, const Strategy& s) {
+  switch (p.type) {
+    case ScoreType::kFloat32: return launch_strategy<float>(p, s);
+    case ScoreType::kFloat16: return launch_strategy<Float16>(p, s);
+    case ScoreType::kBFloat16: return launch_strategy<BFloat16>(p, s);
+  }
+}
+
+// All or none kept, known without a look at the scores. No threshold: all bits set, a NaN of every type.
+void fill(const CudaTopkMaskParams& p) {
+  const int kept = p.keep > 0;
+  if (p.mask != nullptr) cuda_check("topk_mask", cudaMemsetAsync(p.mask, kept, p.n_rows * p.n, p.stream));
+  for (int64_t t = 0; t < p.n_tensors; ++t) {
+    const CudaTensor& tensor = p.tensors[t];
+    if (tensor.size > 0) cuda_check("topk_mask", cudaMemsetAsync(tensor.mask, kept, tensor.size, p.stream));
+  }
+  const size_t n_bytes = p.n_rows * (p.type == ScoreType::kFloat32 ? 4 : 2);
+  if (p.thresholds != nullptr) cuda_check("topk_mask", cudaMemsetAsync(p.thresholds, 0xFF, n_bytes, p.stream));
 }
 
 }  // namespace
 
-int64_t topk_mask_workspace(int64_t n_rows, int64_t n) {
+int64_t topk_mask_workspace(int64_t n_rows, int64_t n, int64_t n_tensors) {
   if (n_rows == 0 || n == 0) return 0;
-  return static_cast<int64_t>(workspace_bytes(n_rows, make_plan(n_rows, n)));
+  return static_cast<int64_t>(lay_out(nullptr, make_strategy(n_rows, n), n_tensors).n_bytes);
 }
 
 void launch_topk_mask(const CudaTopkMaskParams& p) {
-  if (p.n_rows == 0 || p.n == 0) return;
+  if (p.n_rows == 0 || (p.n == 0 && p.thresholds == nullptr)) return;
   const CudaDeviceGuard guard("topk_mask", p.device);
-  if (p.keep == 0 || p.keep == p.n) {
-    cuda_check("topk_mask", cudaMemsetAsync(p.mask, p.keep == p.n ? 1 : 0, p.n_rows * p.n, p.stream));
-    return;
-  }
-  launch_plan(p, make_plan(p.n_rows, p.n));
+  const bool has_threshold = p.n > 0 && p.keep != (p.ties == Ties::kLegacy ? p.n : 0);
+  const bool is_known = p.keep == 0 || p.keep == p.n;
+  if (!has_threshold || (is_known && p.thresholds == nullptr)) return fill(p);
+  launch_type(p, make_strategy(p.n_rows, p.n));
 }
 
 }  // namespace pns

@@ -69,62 +69,181 @@ std::vector<uint8_t> expected_mask(const float* scores, int64_t n, int64_t keep,
   return mask;
 }
 
-// Forced plan: nullptr for the one the kernel would take itself.
-void check(const Kind& kind, int64_t n_rows, int64_t n, int64_t keep, Ties ties, int64_t offset, const Plan* forced) {
-  std::mt19937 random(static_cast<uint32_t>(n_rows * 1000003 + n * 31 + keep));
-  std::vector<float> storage(n_rows * n + offset);
-  float* scores = storage.data() + offset;
-  for (int64_t i = 0; i < n_rows * n; ++i) scores[i] = kind.score(random, i % n, n);
-  const Plan plan = forced != nullptr ? *forced : make_plan(n_rows, n);
-  Guarded mask(n_rows * n, offset % 3), workspace(workspace_bytes(n_rows, plan), 0);
+// Halves, decoded by arithmetic instead of by their bits.
+float decode(Float16 h) {
+  const int exponent = h.bits >> 10 & 31, fraction = h.bits & 1023;
+  const float sign = h.bits >> 15 ? -1.0f : 1.0f;
+  if (exponent == 31) return fraction ? kNaN : sign * kInfinity;
+  return sign * (exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp(float(fraction), -24));
+}
+float decode(BFloat16 h) { return from_bits(uint32_t{h.bits} << 16); }
+float decode(float x) { return x; }
+
+void encode(float x, float* out) { *out = x; }
+void encode(float x, BFloat16* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  out->bits = static_cast<uint16_t>(std::isnan(x) ? bits >> 16 | 0x40 : bits >> 16);
+}
+void encode(float x, Float16* out) {  // towards zero
+  int low = 0, high = 0x7C01;
+  if (std::isnan(x)) low = 0x7E00;
+  while (!std::isnan(x) && high - low > 1) {
+    const int middle = (low + high) / 2;
+    (decode(Float16{static_cast<uint16_t>(middle)}) <= std::fabs(x) ? low : high) = middle;
+  }
+  out->bits = static_cast<uint16_t>(low | (std::signbit(x) ? 0x8000 : 0));
+}
+
+template <typename T> constexpr ScoreType kType = ScoreType::kFloat32;
+template <> constexpr ScoreType kType<Float16> = ScoreType::kFloat16;
+template <> constexpr ScoreType kType<BFloat16> = ScoreType::kBFloat16;
+
+struct Job {
+  int64_t n_rows, n, keep;
+  Ties ties = Ties::kIndex;
+  int64_t offset = 0;                   // of the scores from a 16-byte boundary
+  const Strategy* forced = nullptr;     // instead of the one the kernel would take itself
+  float hint = kNaN;
+  bool has_mask = true;
+  std::vector<int64_t> sizes = {};      // of a list
+};
+
+// Also the threshold's, by the order of the sort.
+template <typename T>
+void compare(const char* kind, const Job& job, const std::vector<float>& scores, const uint8_t* mask,
+             const std::vector<T>& thresholds) {
+  for (int64_t row = 0; row < job.n_rows; ++row) {
+    const float* of_row = scores.data() + row * job.n;
+    const auto expected = expected_mask(of_row, job.n, job.keep, job.ties);
+    for (int64_t i = 0; job.has_mask && i < job.n; ++i) {
+      REQUIRE(mask[row * job.n + i] == expected[i],
+              "mask[%lld, %lld] is %d (%s, %lld x %lld, keep %lld, %s, offset %lld, chunk %lld, hint %g, %d bytes)",
+              (long long)row, (long long)i, mask[row * job.n + i], kind, (long long)job.n_rows, (long long)job.n,
+              (long long)job.keep, job.ties == Ties::kLegacy ? "legacy" : "index", (long long)job.offset,
+              job.forced ? (long long)job.forced->plan.chunk : 0, job.hint, (int)sizeof(T));
+    }
+    std::vector<float> sorted(of_row, of_row + job.n);
+    std::stable_sort(sorted.begin(), sorted.end(), is_above);
+    const int64_t at = job.keep - (job.ties == Ties::kIndex);
+    const float wanted = at < 0 || at >= job.n ? kNaN : sorted[at], found = decode(thresholds[row]);
+    REQUIRE(found == wanted || (std::isnan(found) && std::isnan(wanted)),
+            "threshold %g instead of %g (%s, %lld x %lld, keep %lld, %d bytes)", found, wanted, kind,
+            (long long)job.n_rows, (long long)job.n, (long long)job.keep, (int)sizeof(T));
+    REQUIRE(found != 0 || !std::signbit(found), "threshold -0 (%s)", kind);
+  }
+}
+
+template <typename T>
+void check(const Kind& kind, const Job& job) {
+  const int64_t n_all = job.n_rows * job.n;
+  std::mt19937 random(static_cast<uint32_t>(job.n_rows * 1000003 + job.n * 31 + job.keep));
+  std::vector<T> storage(n_all + job.offset), thresholds(job.n_rows), hints(job.n_rows);
+  T* const scores = storage.data() + job.offset;
+  for (T& hint : hints) encode(job.hint, &hint);
+  std::vector<float> values(n_all);
+  for (int64_t i = 0; i < n_all; ++i) {
+    encode(kind.score(random, i % job.n, job.n), scores + i);
+    values[i] = decode(scores[i]);
+  }
+  const Strategy strategy = job.forced != nullptr ? *job.forced : make_strategy(job.n_rows, job.n);
+  Guarded mask(n_all, job.offset % 3);
+  std::vector<CudaTensor> tensors;
+  int64_t begin = 0;
+  for (int64_t size : job.sizes) {
+    tensors.push_back({scores + begin, mask.data() + begin, size});
+    begin += size;
+  }
+  const auto n_tensors = static_cast<int64_t>(tensors.size());
+  const bool is_list = n_tensors > 0;
+  std::vector<float4> aligned(lay_out(nullptr, strategy, n_tensors).n_bytes / 16 + 2, float4{1e30f, -7.0f, 3.0f, 1e-9f});
+  const float4 last = aligned.back();
   simt::machine().order = static_cast<simt::Order>(n_cases % 3);
-  const CudaTopkMaskParams p{scores, mask.data(), workspace.data(), n_rows, n, keep, ties, 0, nullptr};
-  if (forced != nullptr && 0 < keep && keep < n) {
-    launch_plan(p, plan);
+  const CudaTopkMaskParams p{kType<T>, is_list ? nullptr : scores, is_list || !job.has_mask ? nullptr : mask.data(),
+                             tensors.data(), n_tensors, hints.data(), thresholds.data(), aligned.data(), job.n_rows,
+                             job.n, job.keep, job.ties, 0, nullptr};
+  if (job.forced != nullptr && 0 < job.keep && job.keep < job.n) {
+    launch_type(p, strategy);
   } else {
     launch_topk_mask(p);
   }
-  for (int64_t row = 0; row < n_rows; ++row) {
-    const auto expected = expected_mask(scores + row * n, n, keep, ties);
-    for (int64_t i = 0; i < n; ++i) {
-      REQUIRE(mask.data()[row * n + i] == expected[i],
-              "mask[%lld, %lld] is %d (%s, %lld x %lld, keep %lld, %s, offset %lld, chunk %lld)", (long long)row,
-              (long long)i, mask.data()[row * n + i], kind.name, (long long)n_rows, (long long)n, (long long)keep,
-              ties == Ties::kLegacy ? "legacy" : "index", (long long)offset, (long long)plan.chunk);
-    }
-  }
-  REQUIRE(mask.is_intact() && workspace.is_intact(), "wrote outside (%s, %lld x %lld)", kind.name, (long long)n_rows,
-          (long long)n);
+  compare(kind.name, job, values, mask.data(), thresholds);
+  REQUIRE(mask.is_intact() && std::memcmp(&last, &aligned.back(), 16) == 0, "wrote outside (%s, %lld x %lld)", kind.name,
+          (long long)job.n_rows, (long long)job.n);
   ++n_cases;
 }
 
-void check_keeps(const Kind& kind, int64_t n_rows, int64_t n, int64_t offset, const Plan* forced) {
-  std::vector<int64_t> keeps = {0, 1, n / 10, n / 2, n - 1, n};
+template <typename T>
+void check_keeps(const Kind& kind, Job job) {
+  std::vector<int64_t> keeps = {0, 1, job.n / 10, job.n / 2, job.n - 1, job.n};
   std::sort(keeps.begin(), keeps.end());
   keeps.erase(std::unique(keeps.begin(), keeps.end()), keeps.end());
   for (int64_t keep : keeps) {
-    for (Ties ties : {Ties::kIndex, Ties::kLegacy}) check(kind, n_rows, n, keep, ties, offset, forced);
+    job.keep = keep;
+    for (Ties ties : {Ties::kIndex, Ties::kLegacy}) job.ties = ties, check<T>(kind, job);
   }
 }
 
 // Small chunks and blocks: more of them than a real plan has, in less time.
-Plan chunks_of(int64_t n, int64_t chunk) { return {false, kSmallThreads, ceil_div(n, chunk), chunk}; }
+Strategy chunked(int64_t n, int64_t chunk, int64_t n_rows) {
+  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, false, n_rows, 0, 0, 0.0};
+}
 
+Strategy bracketed(int64_t n, int64_t chunk, Count capacity, double sigmas) {
+  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, true, 2, 11, capacity, sigmas};
+}
+
+template <typename T>
 void check_masks() {
-  const Plan chunks = chunks_of(1501, 384), many_chunks = chunks_of(128 * 140 + 5, 128);
+  const Strategy chunks = chunked(1501, 384, 2);
   int64_t offset = 0;
   for (const Kind& kind : kinds()) {
-    for (int64_t n : {2, 33, 257}) check_keeps(kind, 2, n, offset++ % 4, nullptr);
-    for (int64_t keep : {1, 800, 1500}) check(kind, 1, 1501, keep, Ties::kIndex, offset++ % 4, &chunks);
-    check(kind, 2, 1501, 300, Ties::kLegacy, offset++ % 4, &chunks);
+    for (int64_t n : {2, 33, 257}) check_keeps<T>(kind, {2, n, 0, Ties::kIndex, offset++ % 4});
+    for (int64_t keep : {1, 800, 1500}) check<T>(kind, {1, 1501, keep, Ties::kIndex, offset++ % 8, &chunks});
+    check<T>(kind, {2, 1501, 300, Ties::kLegacy, offset++ % 4, &chunks});
     // The larger block of a row, then the chunks of a real plan.
-    for (int64_t keep : {700, 2499}) check(kind, 1, 2500, keep, Ties::kIndex, offset++ % 4, nullptr);
-    for (int64_t keep : {23333, 69999}) check(kind, 1, 70001, keep, Ties::kIndex, offset++ % 4, nullptr);
+    for (int64_t keep : {700, 2499}) check<T>(kind, {1, 2500, keep, Ties::kIndex, offset++ % 4});
+    if (sizeof(T) == 2) continue;
+    for (int64_t keep : {23333, 69999}) check<T>(kind, {1, 70001, keep, Ties::kIndex, offset++ % 4});
   }
-  check_keeps(kinds()[2], 3, 1501, 2, &chunks);
-  for (int64_t n = 1; n < 70; n += 4) check_keeps(kinds()[10], 5, n, n % 4, nullptr);
-  // More blocks than a block has threads, the last kept tie in one of the late ones.
-  check(kinds()[1], 1, 128 * 140 + 5, 128 * 135 + 7, Ties::kIndex, 1, &many_chunks);
+  for (int64_t n = 1; n < 70; n += 4) check_keeps<T>(kinds()[10], {5, n, 0, Ties::kIndex, n % 4});
+}
+
+// Brackets that hold the threshold, miss it on both sides, and lists that overflow.
+template <typename T>
+void check_brackets() {
+  const int64_t n = 6007;
+  const Strategy wide = bracketed(n, 896, 4000, 4.0), narrow = bracketed(n, 896, 4000, 0.05);
+  const Strategy full = bracketed(n, 896, 40, 40.0);
+  int64_t turn = 0;
+  for (const Kind& kind : kinds()) {
+    for (const Strategy* s : {&wide, &narrow, &full}) {
+      for (int64_t keep : {int64_t{1}, n / 10, n / 2, n - 1}) {
+        const Ties ties = ++turn % 3 == 0 ? Ties::kLegacy : Ties::kIndex;
+        const float hints[] = {kNaN, 0.1f, 1.28f, -kInfinity, 7.0f};
+        check<T>(kind, {1, n, keep, ties, turn % 5, s, hints[turn % 5], turn % 7 != 0});
+      }
+    }
+    check<T>(kind, {5, n, n / 3, turn++ % 2 ? Ties::kLegacy : Ties::kIndex, 0, &wide});
+  }
+}
+
+void check_lists() {
+  for (const Kind& kind : {kinds()[0], kinds()[2], kinds()[3], kinds()[11]}) {
+    std::vector<int64_t> sizes = {0, 1, 700, 0, 3, 129, 2000};
+    for (int i = 0; i < 300; ++i) sizes.push_back(i % 23);
+    sizes.push_back(5);
+    const int64_t n = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    const Strategy chunks = chunked(n, 384, 1), bracket = bracketed(n, 896, 4000, 4.0);
+    for (const Strategy* s : {static_cast<const Strategy*>(nullptr), &chunks, &bracket}) {
+      for (Ties ties : {Ties::kIndex, Ties::kLegacy}) {
+        for (int64_t keep : {int64_t{0}, n / 7, n - 2, n}) {
+          check<float>(kind, {1, n, keep, ties, keep % 4, s, 0.5f, true, sizes});
+          check<BFloat16>(kind, {1, n, keep, ties, keep % 4, s, 0.5f, true, sizes});
+        }
+      }
+    }
+  }
 }
 
 // More rows than blocks: a block goes on with another row.
@@ -134,9 +253,11 @@ void check_row_loop() {
   std::vector<float> scores(n_rows * n);
   for (float& x : scores) x = static_cast<float>(random() % 8);
   std::vector<uint8_t> mask(n_rows * n, kPoison);
-  const Rows rows{scores.data(), mask.data(), n_rows, n, keep, true};
-  const Plan plan = make_plan(n_rows, n);
-  cuda_launch("topk_mask", {dim3(2), plan.n_threads, nullptr}, topk_rows_kernel, rows, plan);
+  Rows<float> rows{};
+  rows.scores = scores.data(), rows.mask = mask.data();
+  rows.n_rows = n_rows, rows.n = n, rows.rank = keep, rows.keeps_ties = true;
+  const Plan plan = make_strategy(n_rows, n).plan;
+  cuda_launch("topk_mask", {dim3(2), plan.n_threads, nullptr}, topk_rows_kernel<float>, rows, plan);
   for (int64_t row = 0; row < n_rows; ++row) {
     const auto expected = expected_mask(scores.data() + row * n, n, keep, Ties::kIndex);
     REQUIRE(std::equal(expected.begin(), expected.end(), mask.begin() + row * n), "row %lld", (long long)row);
@@ -150,22 +271,30 @@ void check_plans() {
                            (1LL << 30) + 1, (1LL << 31) - 1, (1LL << 32) + 3, 1LL << 33};
   for (int64_t n : sizes) {
     for (int64_t n_rows : {1, 2, 7, 255, 256, 1000}) {
-      const Plan plan = make_plan(n_rows, n);
-      const Rows rows{nullptr, nullptr, n_rows, n, 1, true};
-      int64_t next = (n_rows - 1) * n;
-      for (int64_t b = 0; b < plan.n_blocks; ++b) {
-        const Chunk c = chunk_of(rows, plan, n_rows - 1, b);
-        const auto at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(c.mask));
-        REQUIRE(at == next && reinterpret_cast<uintptr_t>(c.scores) == 4 * reinterpret_cast<uintptr_t>(c.mask),
-                "chunk %lld of %lld x %lld", (long long)b, (long long)n_rows, (long long)n);
-        REQUIRE(c.size > 0 && c.size <= kMaxChunk, "size of chunk %lld of %lld", (long long)b, (long long)n);
-        next += c.size;
-      }
-      REQUIRE(next == n_rows * n, "%lld x %lld", (long long)n_rows, (long long)n);
+      const Strategy s = make_strategy(n_rows, n);
+      REQUIRE((s.plan.n_blocks - 1) * s.plan.chunk < n && n <= s.plan.n_blocks * s.plan.chunk, "%lld x %lld",
+              (long long)n_rows, (long long)n);
+      REQUIRE(s.plan.chunk <= kMaxChunk, "chunk of %lld", (long long)n);
       if (n_rows * n > int64_t{1} << 36) continue;  // 256 GB: more than a device holds
-      REQUIRE(topk_mask_workspace(n_rows, n) < (64LL << 20), "workspace of %lld x %lld", (long long)n_rows,
-              (long long)n);
+      REQUIRE(topk_mask_workspace(n_rows, n, 0) < (64LL << 20) + n_rows * n / 16, "workspace of %lld x %lld",
+              (long long)n_rows, (long long)n);
     }
+  }
+  for (int64_t n : {int64_t{1} << 21, int64_t{100000007}, int64_t{1} << 32}) {
+    const Strategy s = make_strategy(1, n);
+    for (int64_t rank : {int64_t{1}, n / 10, n / 2, n}) {
+      const SamplePlan plan = sample_plan(s, rank, n);
+      REQUIRE(0 <= plan.rank_hi && plan.rank_hi <= plan.rank_lo && plan.rank_lo <= (1 << plan.bits) + 1, "ranks");
+      const double listed = std::ldexp(static_cast<double>(plan.rank_lo - plan.rank_hi), -plan.bits) * n;
+      REQUIRE(listed < static_cast<double>(s.capacity), "list of %lld", (long long)n);
+    }
+    int64_t before = -1;
+    for (int64_t i = 0; i < int64_t{1} << s.sample_bits; i += 4097) {
+      const int64_t at = sample_position(i, n, s.sample_bits);
+      REQUIRE(before < at && at < n, "sample %lld of %lld at %lld", (long long)i, (long long)n, (long long)at);
+      before = at;
+    }
+    REQUIRE(sample_position((int64_t{1} << s.sample_bits) - 1, n, s.sample_bits) < n, "last sample");
   }
   ++n_cases;
 }
@@ -174,7 +303,7 @@ void check_host_side() {
   simt::Machine& m = simt::machine();
   float scores[3] = {1, 2, 3};
   uint8_t mask[3] = {9, 9, 9};
-  CudaTopkMaskParams p{scores, mask, nullptr, 1, 3, 2, Ties::kIndex, 1, nullptr};
+  CudaTopkMaskParams p{ScoreType::kFloat32, scores, mask, nullptr, 0, nullptr, nullptr, nullptr, 1, 3, 2, Ties::kIndex, 1, nullptr};
   m.next_launch = cudaErrorInvalidConfiguration;
   std::string message;
   try {
@@ -193,7 +322,7 @@ void check_host_side() {
   p.n_rows = 1, p.n = 0, p.keep = 0;
   launch_topk_mask(p);
   REQUIRE(m.n_launches == before, "launched for an empty tensor");
-  REQUIRE(topk_mask_workspace(0, 5) == 0 && topk_mask_workspace(5, 0) == 0, "workspace of nothing");
+  REQUIRE(topk_mask_workspace(0, 5, 0) == 0 && topk_mask_workspace(5, 0, 0) == 0, "workspace of nothing");
   ++n_cases;
 }
 
@@ -204,6 +333,12 @@ int main() {
   pns::check_plans();
   pns::check_host_side();
   pns::check_row_loop();
-  pns::check_masks();
+  pns::check_masks<float>();
+  pns::check_masks<pns::Float16>();
+  pns::check_masks<pns::BFloat16>();
+  pns::check_brackets<float>();
+  pns::check_brackets<pns::Float16>();
+  pns::check_brackets<pns::BFloat16>();
+  pns::check_lists();
   std::printf("%d cases agree\n", pns::n_cases);
 }

@@ -1,0 +1,407 @@
+// Long rows: a sample brackets the threshold, one pass writes the mask and lists the few scores inside the bracket, and
+// the threshold is found among these. Ends of the bracket that tie in bulk are counted, not listed.
+//
+// topk_sample_kernel: 2,048 scores a block at fixed places; the last block to end ranks them. topk_split_kernel: a block
+// owns a chunk of a row; 4 bytes read and 1 written a score, and 8 written for each of the 1% that are listed, in any
+// order: they carry their position. topk_settle_kernel: all blocks over the list, the last one over the few of its
+// bin that are left. Where the bracket missed or a list overflowed the radix passes (topk_mask.cu) do it all again.
+// Shared memory of a split block: 8 KB of bins, 8 KB of entries on their way to the list.
+#pragma once
+
+#include "kernels/topk_mask/topk_scores.cuh"
+
+namespace pns {
+namespace {
+
+constexpr int kBracketBins = 2048;       // of the keys inside the bracket, and of the first digit of a sample
+constexpr int kSampleBlock = 2048;       // scores
+constexpr unsigned kMaxClose = 1 << 16;  // entries that one block is left to rank
+constexpr int kSplitBlocks = 2;          // an SM: 64 registers, 64 KB of loads in flight
+
+// Sample positions: one in each of 2^bits strata, at a hashed place in it. n <= 2^32.
+__host__ __device__ inline int64_t sample_position(int64_t i, int64_t n, int bits) {
+  const int64_t within = static_cast<uint32_t>(i * 2654435761) >> 12;
+  return (i * n + (within * n >> 20)) >> bits;
+}
+
+struct SamplePlan {
+  int bits;                    // 2^bits samples
+  int64_t rank_hi, rank_lo;    // of the bracket's ends in the sample; 0 and 2^bits + 1: beyond all of it
+};
+
+struct Bracket {
+  uint32_t lo, hi;   // keys of the ends: scores between them, without the ends, are listed
+  uint32_t cut;      // lo < cut <= hi, or hi: the guess that the mask is first written with
+  int shift;         // a bin holds 2^shift keys
+  bool counts_ties;  // with the ends
+};
+
+enum class Outcome { kDone, kTies, kFailed };  // of the bracket; kTies: bulk ties with the threshold are left to write
+
+// Of a row; zero at first.
+struct BracketState {
+  Bracket bracket;
+  Count n_from_hi, n_equal_hi, n_equal_lo, n_listed;
+  unsigned n_close, sample_done, settle_done;
+  Outcome outcome;
+  uint32_t threshold;
+  Count n_kept;  // of the scores that equal it
+};
+
+struct BracketWorkspace {
+  BracketState* states;     // [n_rows]
+  uint32_t* sample_counts;  // [n_rows, kBracketBins]: of the first digit
+  uint32_t* bin_counts;     // [n_rows, kBracketBins]: of the listed keys
+  uint32_t* samples;        // [n_rows, 2^bits] keys
+  uint2* listed;            // [n_rows, capacity]: key, position
+  uint2* close;             // [n_rows, kMaxClose]
+  uint2* tie_counts;        // [n_rows, n_blocks]: with hi, with lo
+  uint32_t* block_bins;     // [n_rows, n_blocks, kBracketBins]: where a bin holds one key
+  Count capacity;
+};
+
+// True in all threads of the block that ends last; it sees what the others wrote, through __ldcg.
+__device__ inline bool is_last_block(unsigned* n_done) {
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = atomicAdd(n_done, 1u) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return is_last;
+}
+
+__device__ inline int shift_of(uint32_t n_keys) {
+  const int bits = 32 - __clz(static_cast<int>(n_keys));
+  return bits > 11 ? bits - 11 : 0;
+}
+
+// The keys of two ranks of the sample, by digits of 11, 11 and 10 bits.
+__device__ inline void rank_sample(const SamplePlan& plan, const uint32_t* first_counts, const uint32_t* samples,
+                                   uint32_t (&counts)[2][kBracketBins], Selection (&ends)[2]) {
+  for (int pass = 0; pass < 3; ++pass) {
+    const int shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, n_bins = pass == 2 ? 1024 : 2048;
+    const uint32_t prefix_mask = pass == 0 ? 0 : ~0u << (shift + (pass == 1 ? 11 : 10));
+    if (pass > 0) {
+      clear_counts(counts[0], 2 * kBracketBins);
+      __syncthreads();
+      RunCounter runs[2] = {{counts[0], 1}, {counts[1], 1}};
+      const auto* four = reinterpret_cast<const uint4*>(samples);
+#pragma unroll 4
+      for (int i = threadIdx.x; i < 1 << plan.bits >> 2; i += kThreads) {
+        const uint4 raw = __ldcg(four + i);
+        const uint32_t keys[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            if ((keys[j] & prefix_mask) == ends[e].prefix) runs[e].add((keys[j] >> shift) & (n_bins - 1));
+          }
+        }
+      }
+      runs[0].end();
+      runs[1].end();
+      __syncthreads();
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      ends[e] = select_digit(ends[e], n_bins, shift, [&](int bin) -> Count {
+        return pass == 0 ? __ldcg(first_counts + bin) : counts[e][bin];
+      });
+    }
+  }
+}
+
+template <typename T>
+__device__ Bracket bracket_of(const Rows<T>& rows, int64_t row, const SamplePlan& plan, const Selection (&ends)[2]) {
+  const bool has_hi = plan.rank_hi >= 1, has_lo = plan.rank_lo <= int64_t{1} << plan.bits;
+  Bracket b;
+  b.hi = has_hi && ends[0].prefix > kLowestKey ? ends[0].prefix : kHighestKey;
+  if (has_hi && ends[0].prefix <= kLowestKey) b.hi = kLowestKey;
+  b.lo = has_lo && ends[1].prefix > kLowestKey ? ends[1].prefix : kLowestKey;
+  b.counts_ties = b.lo == kLowestKey || b.hi == kHighestKey || ends[0].n_equal > 1 || ends[1].n_equal > 1;
+  const uint32_t n_inside = b.hi - b.lo > 1 ? b.hi - b.lo - 1 : 0;
+  b.shift = shift_of(n_inside);
+  // Entries on the right side of the cut need no second write. A hint that is far off changes nothing but that.
+  const uint32_t hint = rows.hints == nullptr ? 0 : ranked_key(widen(rows.hints[row]));
+  const uint32_t guess = hint == 0 ? b.lo + (b.hi - b.lo) / 2 : hint;
+  b.cut = guess <= b.lo || guess > b.hi ? b.hi : guess;
+  return b;
+}
+
+// Grid: (2^bits / kSampleBlock, n_rows).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) topk_sample_kernel(Rows<T> rows, SamplePlan plan, BracketWorkspace w) {
+  constexpr int kEach = kSampleBlock / kThreads;
+  __shared__ uint32_t counts[2][kBracketBins];
+  const int64_t row = blockIdx.y;
+  uint32_t* const samples = w.samples + (row << plan.bits);
+  uint32_t* const first_counts = w.sample_counts + row * kBracketBins;
+  clear_counts(counts[0], kBracketBins);
+  float x[kEach];
+#pragma unroll
+  for (int u = 0; u < kEach; ++u) {
+    const int64_t i = int64_t{blockIdx.x} * kSampleBlock + u * kThreads + threadIdx.x;
+    x[u] = widen(*single_at(rows, row, sample_position(i, rows.n, plan.bits)).scores);
+  }
+  __syncthreads();
+  RunCounter runs{counts[0], 1};
+#pragma unroll
+  for (int u = 0; u < kEach; ++u) {
+    const uint32_t key = ranked_key(x[u]);
+    samples[int64_t{blockIdx.x} * kSampleBlock + u * kThreads + threadIdx.x] = key;
+    runs.add(key >> 21);
+  }
+  runs.end();
+  __syncthreads();
+  for (int bin = threadIdx.x; bin < kBracketBins; bin += kThreads) {
+    if (counts[0][bin] > 0) atomicAdd(first_counts + bin, counts[0][bin]);
+  }
+  BracketState& state = w.states[row];
+  if (!is_last_block(&state.sample_done)) return;
+  const int64_t last = int64_t{1} << plan.bits;
+  Selection ends[2] = {{0, static_cast<Count>(plan.rank_hi < 1 ? 1 : plan.rank_hi), 0},
+                       {0, static_cast<Count>(plan.rank_lo > last ? last : plan.rank_lo), 0}};
+  rank_sample(plan, first_counts, samples, counts, ends);
+  if (threadIdx.x == 0) state.bracket = bracket_of(rows, row, plan, ends);
+}
+
+// What a warp has found inside the bracket and not yet listed.
+struct Stage {
+  static constexpr int kSize = 2 * kWarpSize;
+  uint2* entries;              // [kSize], shared memory
+  uint32_t n_staged, n_upper;  // n_upper: listed so far with a key from the cut on; the same in all lanes
+
+  // Lists the first n <= 32 of them, those behind move up.
+  __device__ void list(uint32_t n, const Bracket& b, BracketState& state, uint2* listed, Count capacity,
+                       uint32_t* bins) {
+    const uint32_t lane = threadIdx.x % kWarpSize;
+    Count base = lane == 0 ? atomicAdd(&state.n_listed, Count{n}) : 0;
+    __syncwarp();  // the entries are in place
+    base = __shfl_sync(kAllLanes, base, 0);
+    const bool is_there = lane < n;
+    const uint2 entry = entries[lane], behind = entries[kWarpSize + lane];
+    if (is_there) atomicAdd(bins + ((entry.x - b.lo - 1) >> b.shift), 1u);
+    if (is_there && base + lane < capacity) listed[base + lane] = entry;
+    n_upper += __popc(__ballot_sync(kAllLanes, is_there && entry.x >= b.cut));
+    n_staged -= n;
+    __syncwarp();
+    if (lane < n_staged) entries[lane] = behind;
+  }
+};
+
+// Grid: (n_blocks, n_rows).
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows<T> rows, Plan plan,
+                                                                          BracketWorkspace w) {
+  __shared__ uint32_t bins[kBracketBins];
+  __shared__ uint2 staged[kThreads / kWarpSize][Stage::kSize];
+  __shared__ Bracket b;  // not in registers, which are short
+  const int64_t row = blockIdx.y;
+  BracketState& state = w.states[row];
+  if (threadIdx.x == 0) b = state.bracket;
+  clear_counts(bins, kBracketBins);
+  clear_counts(&staged[0][0].x, kThreads / kWarpSize * Stage::kSize * 2);
+  __syncthreads();
+  const float lo = score_of(b.lo), hi = score_of(b.hi), cut = score_of(b.cut);
+  const float tie_lo = b.lo == b.hi ? score_of(0) : lo;  // NaN: those are counted as hi's
+  const bool counts_ties = b.counts_ties;
+  uint2* const listed = w.listed + row * w.capacity;
+  const uint32_t lanes_before = (1u << threadIdx.x % kWarpSize) - 1;
+  Stage stage{staged[threadIdx.x / kWarpSize], 0, 0};
+  uint32_t n_from_cut = 0, n_equal_hi = 0, n_equal_lo = 0, pending = 0;  // pending: a bit for each score inside
+  visit_pieces(rows, plan, row, blockIdx.x, [&](const Piece<T>& piece) {
+    auto take = [&](uint32_t i, const auto& x, bool is_there, int slot) {
+      constexpr int kN = sizeof(x) / sizeof(float);
+      if (!is_there) return;
+      bool kept[kN];
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {  // as floats, which NaN never passes: half the work of keys
+        kept[j] = x[j] >= cut;
+        pending |= x[j] > lo && x[j] < hi ? 1u << (slot * kN + j) : 0;
+      }
+      n_from_cut += store_mask(piece.mask == nullptr ? nullptr : piece.mask + i, kept);
+      if (counts_ties) {
+#pragma unroll
+        for (int j = 0; j < kN; ++j) n_equal_hi += x[j] == hi, n_equal_lo += x[j] == tie_lo;
+      }
+    };
+    // One of each lane at a time. Its score is loaded again, from L1, which leaves the registers to the next loads.
+    auto stage_pending = [&](uint32_t first) {
+      for (unsigned lanes; (lanes = __ballot_sync(kAllLanes, pending != 0)) != 0;) {
+        if (pending != 0) {
+          const uint32_t bit = __ffs(static_cast<int>(pending)) - 1;
+          const uint32_t i = first + bit / kWide<T> * kWide<T> * blockDim.x + bit % kWide<T>;
+          pending &= pending - 1;
+          stage.entries[stage.n_staged + __popc(lanes & lanes_before)] = {
+              ranked_key(widen(piece.scores[i])), static_cast<uint32_t>(piece.at) + i};
+        }
+        stage.n_staged += __popc(lanes);
+        if (stage.n_staged >= kWarpSize) stage.list(kWarpSize, b, state, listed, w.capacity, bins);
+      }
+    };
+    visit(piece, take, stage_pending);
+  });
+  if (stage.n_staged > 0) stage.list(stage.n_staged, b, state, listed, w.capacity, bins);
+  const Count n_upper = threadIdx.x % kWarpSize == 0 ? stage.n_upper : 0;
+  const Count n_from_hi = block_scan(n_from_cut - n_upper).total;  // modulo 2^64
+  const Count ties = block_scan(Count{n_equal_hi} << 32 | n_equal_lo).total;  // also waits for the bins
+  const auto n_hi = static_cast<uint32_t>(ties >> 32), n_lo = static_cast<uint32_t>(ties);
+  const int64_t block = row * plan.n_blocks + blockIdx.x;
+  if (threadIdx.x == 0) {
+    atomicAdd(&state.n_from_hi, n_from_hi);
+    if (n_hi > 0) atomicAdd(&state.n_equal_hi, Count{n_hi});
+    if (n_lo > 0) atomicAdd(&state.n_equal_lo, Count{n_lo});
+    w.tie_counts[block] = {n_hi, n_lo};
+  }
+  for (int bin = threadIdx.x; bin < kBracketBins; bin += blockDim.x) {
+    if (bins[bin] > 0) atomicAdd(w.bin_counts + row * kBracketBins + bin, bins[bin]);
+    if (b.shift == 0) w.block_bins[block * kBracketBins + bin] = bins[bin];
+  }
+}
+
+
+// Where the threshold lies, and what is known of it. rank: of the threshold within where it lies.
+enum class Where { kMissed, kAtHi, kInside, kAtLo };
+
+struct Place {
+  Where where;
+  Count rank;
+};
+
+__device__ inline Place place_of(const BracketState& s, Count rank, Count capacity) {
+  const Count above_hi = s.n_from_hi - s.n_equal_hi, above_lo = s.n_from_hi + s.n_listed;
+  if (rank <= above_hi || rank > above_lo + s.n_equal_lo || s.n_listed > capacity) return {Where::kMissed, 0};
+  if (rank <= s.n_from_hi) return {Where::kAtHi, rank - above_hi};
+  if (rank <= above_lo) return {Where::kInside, rank - s.n_from_hi};
+  return {Where::kAtLo, rank - above_lo};
+}
+
+// The bin of the threshold. Where it holds one key, ties are cut at a block, and only that block's remain to be ranked.
+struct BinCut {
+  Bin bin;
+  bool is_one_key;
+  int64_t block;
+  Count rank, n_left;  // of the entries that remain, how many and which is the last kept
+};
+
+template <typename T>
+__device__ BinCut cut_bins(const Rows<T>& rows, const Plan& plan, const BracketWorkspace& w, Count rank, int shift) {
+  const int64_t row = blockIdx.y;
+  const uint32_t* bin_counts = w.bin_counts + row * kBracketBins;
+  BinCut cut{find_bin(kBracketBins, rank, [&](int bin) { return Count{bin_counts[bin]}; }), shift == 0, -1, 0, 0};
+  cut.rank = cut.bin.rank, cut.n_left = cut.bin.n_equal;
+  if (!cut.is_one_key) return cut;
+  if (!rows.keeps_ties) {
+    cut.n_left = 0;
+    return cut;
+  }
+  const uint32_t* in_block = w.block_bins + row * plan.n_blocks * kBracketBins + cut.bin.bin;
+  const int n_blocks = static_cast<int>(plan.n_blocks);  // the first block is the top bin
+  const Bin block = find_bin(n_blocks, cut.bin.rank, [&](int b) {
+    return Count{in_block[int64_t{n_blocks - 1 - b} * kBracketBins]};
+  });
+  cut.block = n_blocks - 1 - block.bin;
+  cut.rank = block.rank, cut.n_left = block.n_equal;
+  return cut;
+}
+
+// Corrects the mask where the cut it was written with was wrong.
+template <typename T>
+__device__ void settle(const Rows<T>& rows, int64_t row, const Bracket& b, uint2 entry, bool is_kept) {
+  if (rows.has_mask() && is_kept != (entry.x >= b.cut)) *single_at(rows, row, entry.y).mask = is_kept;
+}
+
+// Ranks what is left of a bin, by key and then the lowest position: 11 bits a pass of (key in the bin, ~position).
+template <typename T>
+__device__ uint32_t settle_close(const Rows<T>& rows, const Bracket& b, const uint2* close, const BinCut& cut) {
+  __shared__ uint32_t counts[kBracketBins];
+  __shared__ uint32_t threshold;
+  const int64_t row = blockIdx.y;
+  const uint32_t lowest = b.lo + 1 + (static_cast<uint32_t>(cut.bin.bin) << b.shift);
+  auto composite = [&](uint2 entry) { return Count{entry.x - lowest} << 32 | ~entry.y; };
+  Count prefix = 0, rank = cut.rank, n_equal = cut.n_left;
+  int n_left = 32 + b.shift;  // bits
+  while (n_equal > 1) {       // no two composites are equal
+    const int width = n_left < 11 ? n_left : 11, above = n_left;
+    n_left -= width;
+    clear_counts(counts, 1 << width);
+    __syncthreads();
+    for (Count i = threadIdx.x; i < cut.n_left; i += blockDim.x) {
+      const Count c = composite(__ldcg(close + i));
+      if (c >> above == prefix) atomicAdd(counts + ((c >> n_left) & ((1u << width) - 1)), 1u);
+    }
+    __syncthreads();
+    const Bin found = find_bin(1 << width, rank, [&](int bin) { return Count{counts[bin]}; });
+    prefix = prefix << width | static_cast<Count>(found.bin);
+    rank = found.rank, n_equal = found.n_equal;
+  }
+  for (Count i = threadIdx.x; i < cut.n_left; i += blockDim.x) {
+    const uint2 entry = __ldcg(close + i);
+    if (composite(entry) >> n_left == prefix) threshold = entry.x;  // one thread
+  }
+  __syncthreads();
+  for (Count i = threadIdx.x; i < cut.n_left; i += blockDim.x) {
+    const uint2 entry = __ldcg(close + i);
+    settle(rows, row, b, entry, rows.keeps_ties ? composite(entry) >> n_left >= prefix : entry.x > threshold);
+  }
+  return threshold;
+}
+
+// By one thread of one block: what the later launches go by.
+template <typename T>
+__device__ void write_outcome(const Rows<T>& rows, int64_t row, const Place& place, const BinCut& cut,
+                              BracketState* state) {
+  const Bracket& b = state->bracket;
+  const bool is_hi = place.where == Where::kAtHi, is_inside = place.where == Where::kInside;
+  if (place.where == Where::kMissed || (is_inside && cut.n_left > kMaxClose)) {
+    state->outcome = Outcome::kFailed;
+    return;
+  }
+  const uint32_t threshold = is_hi ? b.hi : is_inside ? b.lo + 1 + static_cast<uint32_t>(cut.bin.bin) : b.lo;
+  if (!is_inside) {
+    state->outcome = Outcome::kTies;
+    state->n_kept = rows.keeps_ties ? place.rank : 0;
+    state->threshold = threshold;
+  }
+  const bool is_known = !is_inside || cut.n_left == 0;
+  if (is_known && rows.thresholds != nullptr) narrow(score_of(threshold), rows.thresholds + row);
+}
+
+// Grid: (any, n_rows).
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2) topk_settle_kernel(Rows<T> rows, Plan plan, BracketWorkspace w) {
+  const int64_t row = blockIdx.y;
+  BracketState& state = w.states[row];
+  const Bracket b = state.bracket;
+  const Place place = place_of(state, rows.rank, w.capacity);
+  const bool is_inside = place.where == Where::kInside;
+  BinCut cut{};
+  if (is_inside) cut = cut_bins(rows, plan, w, place.rank, b.shift);
+  if (blockIdx.x == 0 && threadIdx.x == 0) write_outcome(rows, row, place, cut, &state);
+  if (place.where == Where::kMissed || cut.n_left > kMaxClose) return;
+  const uint2* const listed = w.listed + row * w.capacity;
+  uint2* const close = w.close + row * kMaxClose;
+  const Count n_listed = state.n_listed;
+  for (Count i = Count{blockIdx.x} * blockDim.x + threadIdx.x; i < n_listed; i += Count{gridDim.x} * blockDim.x) {
+    const uint2 entry = listed[i];
+    bool is_kept = place.where == Where::kAtLo, is_open = false;
+    if (is_inside) {
+      const int bin = static_cast<int>((entry.x - b.lo - 1) >> b.shift);
+      const int64_t block = cut.is_one_key && bin == cut.bin.bin ? int64_t{entry.y} / plan.chunk : -1;
+      is_kept = bin > cut.bin.bin || (block >= 0 && block < cut.block);
+      is_open = bin == cut.bin.bin && cut.n_left > 0 && block <= cut.block && !is_kept;
+    }
+    if (is_open) {
+      close[atomicAdd(&state.n_close, 1u)] = entry;
+    } else {
+      settle(rows, row, b, entry, is_kept);
+    }
+  }
+  if (cut.n_left == 0 || !is_last_block(&state.settle_done)) return;
+  const uint32_t threshold = settle_close(rows, b, close, cut);
+  if (threadIdx.x == 0 && rows.thresholds != nullptr) narrow(score_of(threshold), rows.thresholds + row);
+}
+
+}  // namespace
+}  // namespace pns
