@@ -39,4 +39,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pns_fast over raw pointers; call them through pns_fast.ops.";
   m.def("describe_device", &pns::describe_device);
   pns::bind_topk_mask_cuda(m);
+  pns::bind_best_match_cuda(m);
 }

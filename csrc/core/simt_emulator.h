@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -33,6 +34,12 @@ struct dim3 {
 };
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) double2 {
+  double x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -255,6 +262,28 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
+
+// Rounded once each, like the intrinsics: built without FMA instructions, or with -ffp-contract=off.
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
+inline int __float_as_int(float x) { return static_cast<int>(__float_as_uint(x)); }
 
 template <typename T>
 T atomicAdd(T* address, T value) {
