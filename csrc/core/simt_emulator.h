@@ -305,6 +305,16 @@ T atomicMin(T* address, T value) {
   return old;
 }
 template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  const T old = *address;
+  if (old == expected) *address = value;
+  return old;
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  return std::exchange(*address, value);
+}
+template <typename T>
 T atomicOr(T* address, T value) {
   const T old = *address;
   *address |= value;
@@ -326,6 +336,7 @@ inline cudaError_t cudaSetDevice(int device) {
   pns::simt::machine().device = device;
   return cudaSuccess;
 }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;

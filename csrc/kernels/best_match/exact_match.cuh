@@ -26,13 +26,13 @@ __device__ inline bool is_better(const DeviceMatch& a, const DeviceMatch& b) {
 __host__ __device__ inline double rounding_of(int64_t n_features) { return 2.5e-7 * static_cast<double>(n_features + 4); }
 
 // theta(k), m(k): the k-th supported parameter. Index -1 where the candidate can never win, or where its cosine^2 is
-// below least_cosine2.
-template <typename Theta, typename M>
+// below least_cosine2. kUnroll: loads in flight.
+template <int kUnroll, typename Theta, typename M>
 __device__ DeviceMatch evaluate_exactly(int n_features, Theta theta, M m, double length2, double least_cosine2,
                                         int64_t index) {
   const DeviceMatch none{kFar, 1, -1, -1};
   double dot = 0, norm = 0;
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int k = 0; k < n_features; ++k) {
     const double x = m(k);
     dot = __dadd_rn(dot, __dmul_rn(theta(k), x));
@@ -43,7 +43,7 @@ __device__ DeviceMatch evaluate_exactly(int n_features, Theta theta, M m, double
   const double cosine2 = __dmul_rn(dot, dot) / __dmul_rn(norm, length2);
   if (cosine2 < least_cosine2) return none;
   double residual = 0;
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int k = 0; k < n_features; ++k) {
     const double r = __dsub_rn(theta(k), __dmul_rn(scale, m(k)));
     residual = __dadd_rn(residual, __dmul_rn(r, r));

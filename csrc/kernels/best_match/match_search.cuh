@@ -67,7 +67,7 @@ __device__ DeviceMatch evaluate(const Problem<T>& p, const Workspace& w, const S
   auto theta = [&](int k) {
     return target_value(p.target, p.target_is_f64, theta_at + feature[k]) * s.info.up * s.info.up_again;
   };
-  return evaluate_exactly(
+  return evaluate_exactly<4>(
       s.info.n_features, theta, [&](int k) { return static_cast<double>(m[feature[k]]); }, s.info.length2,
       least_cosine2, candidate);
 }
