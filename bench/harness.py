@@ -178,14 +178,15 @@ def measure(case: Case, seconds_per_case: float, device: str) -> Row:
     return row
 
 
-def fastest(forms: dict[Any, Callable[[], Any]]) -> tuple[Any, Callable[[], Any]]:
+def fastest(forms: dict[Any, Callable[[], Any]], device: str = "cpu") -> tuple[Any, Callable[[], Any]]:
     """A peer's best form: the one that is quickest once warm."""
+    clock = seconds_cuda if device == "cuda" else seconds_cpu
     seconds = {}
     for name, run in forms.items():
         run()
-        once = seconds_cpu(run, 1)
+        once = clock(run, 1)
         loops = math.ceil(MIN_TURN_SECONDS / max(once, 1e-7))
-        seconds[name] = seconds_cpu(run, loops) if loops > 1 else once
+        seconds[name] = clock(run, loops) if loops > 1 else once
     best = min(seconds, key=seconds.get)
     return best, forms[best]
 

@@ -63,7 +63,8 @@ def existence_search(
 
     Returns:
         ExistenceMatch(index int64, scale, distance, candidate, n_matches int64): ``[T]``, candidate ``[T, k]``, float64
-        where not int64, on the device of theta. Where no candidate has a positive scale: index -1, scale 1, distance and candidate NaN.
+        where not int64, on the device of theta. Where no candidate has a positive scale: index -1, scale 1, distance
+        and candidate NaN.
 
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within 0.1 s of Ctrl-C.
