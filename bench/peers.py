@@ -64,8 +64,8 @@ def _dense_cosines(theta: Tensor, support: Tensor, candidates: Tensor) -> Tensor
 
 def _greedy(scores: Tensor) -> Tensor:
     """Target after target over all N problems; overwrites scores [N, T, C]."""
-    index = torch.empty(scores.shape[:-1], dtype=torch.int64)
-    problem = torch.arange(len(scores))
+    index = torch.empty(scores.shape[:-1], dtype=torch.int64, device=scores.device)
+    problem = torch.arange(len(scores), device=scores.device)
     for t in range(scores.shape[1]):
         best = scores[:, t].max(1)
         index[:, t] = torch.where(best.values > -torch.inf, best.indices, -1)
@@ -93,17 +93,17 @@ def match_chunked(target: Tensor, support: Tensor, candidates: Tensor, chunk: in
     parts = [_dense_cosines(theta, support, m).max(1) for m in candidates.split(chunk)]
     values, where = torch.stack([p.values for p in parts]).max(0)
     best = torch.stack([p.indices for p in parts]).gather(0, where[None])[0] + where * chunk
-    index, taken = torch.full((len(theta),), -1), torch.zeros(len(candidates), dtype=torch.bool)
-    for t in range(len(theta)):
-        i = int(best[t]) if values[t] > -torch.inf else -1
-        if i >= 0 and taken[i]:
+    index, taken = [], set()
+    for t, i in enumerate(torch.where(values > -torch.inf, best, -1).tolist()):
+        if i in taken:
             on = support[t] > 0
             free = _dense_cosines(theta[t : t + 1, on], support[t : t + 1, on], candidates[:, on])[0]
-            value, again = free.masked_fill_(taken, -torch.inf).max(0)
+            free[list(taken)] = -torch.inf
+            value, again = free.max(0)
             i = int(again) if value > -torch.inf else -1
-        if i >= 0:
-            index[t], taken[i] = i, True
-    return index[None]
+        index.append(i)
+        taken.update([i] if i >= 0 else [])
+    return torch.tensor([index], device=candidates.device)
 
 
 def match_by_loop(target: Tensor, support: Tensor, candidates: Tensor) -> Tensor:
@@ -127,9 +127,10 @@ def match_by_loop(target: Tensor, support: Tensor, candidates: Tensor) -> Tensor
 
 def search_by_torch(theta: Tensor, n: int, eps: float, init: str, chunk: int) -> Tensor:
     edge = (1 - eps**2 / (theta * theta).sum(1)).clamp_min(0)
-    best, n_matches = torch.full((len(theta),), -torch.inf), torch.zeros(len(theta), dtype=torch.int64)
+    best = theta.new_full((len(theta),), -torch.inf)
+    n_matches = torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
     for start in range(0, n, chunk):
-        m = torch.empty(min(chunk, n - start), theta.shape[1])
+        m = theta.new_empty(min(chunk, n - start), theta.shape[1])
         m = m.uniform_(-1, 1) if init == "uniform" else m.normal_()
         dot = m @ theta.T
         cosine2 = dot * dot.abs() / ((m * m).sum(1, keepdim=True) * (theta * theta).sum(1))

@@ -99,7 +99,8 @@ def search(
 
     Args:
         theta: float32 or float64 ``[..., k]``: the k non-zero parameters (weights, and the bias if it is not zero) of
-            target neurons, in units of the initial parameters (see :func:`match_bound`).
+            target neurons, in units of the initial parameters (see :func:`match_bound`). On a CUDA device the search
+            runs there, with the same result.
         n_candidates: 1 to 2^40; 10^9 of k = 5 take about a second on two cores.
         seed: 0 <= seed < 2^63. Candidate i of (seed, k, init) is the same in every search.
         init: a candidate's parameters are "uniform" on [-1, 1], as in Theorem 2, or normal of variance 1, "he_scaled".
@@ -108,7 +109,7 @@ def search(
         progress: called as ``progress(done, n_candidates)`` about every 50 ms; what it raises ends the search.
 
     Returns:
-        :class:`Existence`. It does not depend on the number of threads or the processor.
+        :class:`Existence`, on the device of theta. It does not depend on the number of threads or the processor.
 
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within 0.1 s of Ctrl-C.

@@ -16,7 +16,7 @@ from torch import Tensor
 from pns_fast import ops
 
 LOOP_TARGETS, LOOP_CANDIDATES = 2, 1_000  # the part on which the Python loop is measured
-CHUNKS = (1024, 4096, 16384)
+CHUNKS = {"cpu": (1024, 4096, 16384), "cuda": (65_536, 262_144, 2**20)}
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ def cases(quick: bool, device: str) -> list[Case]:
         Size(512, 4096, 4608, 46),  # density 0.01, a layer of VGG16
         Size(20, 100, 101, 2, n_problems=25),  # Circle's knots planted into 25 networks of width 100
     )
-    return [Case("best_match", size.label, partial(_contenders, size), budget=2.0) for size in sizes]
+    return [Case("best_match", size.label, partial(_contenders, size, device), budget=2.0) for size in sizes]
 
 
-def _inputs(size: Size) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(size: Size, device: str) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (size.n_problems, size.n_targets, size.n_parameters)
     support = torch.rand(shape, generator=generator).argsort(-1) < size.support
     target = torch.randn(shape, generator=generator) * support
     candidates = torch.randn(size.n_problems, size.n_candidates, size.n_parameters, generator=generator)
-    return target, support, candidates
+    return target.to(device), support.to(device), candidates.to(device)
 
 
 def _distance(index: Tensor, target: Tensor, support: Tensor, candidates: Tensor) -> Tensor:
@@ -71,20 +71,21 @@ def _same_match(inputs: tuple[Tensor, Tensor, Tensor], index: Tensor) -> str:
     return "" if bool(same.all()) else f"{int((~same).sum())} of {same.numel()} matches are worse or better"
 
 
-def _torch_form(size: Size, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple:
+def _torch_form(size: Size, inputs: tuple[Tensor, Tensor, Tensor], device: str) -> tuple:
     forms = {"all at once": partial(peers.match_whole, *inputs)}
     if size.n_problems == 1:
-        chunks = [c for c in CHUNKS if c <= size.n_candidates]
+        chunks = [c for c in CHUNKS[device] if c <= size.n_candidates] or [size.n_candidates]
         forms |= {f"best chunk {chunk:,}": partial(peers.match_chunked, *inputs, chunk) for chunk in chunks}
-    return fastest(forms)
+    return fastest(forms, device)
 
 
-def _contenders(size: Size) -> list[Contender]:
-    inputs = target, support, candidates = _inputs(size)
+def _contenders(size: Size, device: str) -> list[Contender]:
+    inputs = target, support, candidates = _inputs(size, device)
     part = (target[:1, :LOOP_TARGETS], support[:1, :LOOP_TARGETS], candidates[:1, :LOOP_CANDIDATES])
     pairs = size.n_problems * size.n_targets * size.n_candidates
     part_pairs = LOOP_TARGETS * min(LOOP_CANDIDATES, size.n_candidates)
-    form, two_products = _torch_form(size, inputs)
+    csr = partial(peers.match_csr, *inputs) if size.n_problems == 1 else None
+    form, two_products = _torch_form(size, inputs, device)
     return [
         Contender(
             "pns_fast.ops.best_match",
@@ -101,16 +102,16 @@ def _contenders(size: Size) -> list[Contender]:
         ),
         Contender(
             "torch, two CSR products",
-            partial(peers.match_csr, *inputs) if size.n_problems == 1 else None,
+            csr,
             check=partial(_same_match, inputs),
             work=4.0 * pairs * size.support,
-            note="" if size.n_problems == 1 else "CSR has no batched product",
+            note="" if csr else "CSR has no batched product",
         ),
         Contender(
             "Python loop",
-            partial(peers.match_by_loop, *part),
+            partial(peers.match_by_loop, *part) if device == "cpu" else None,
             check=partial(_same_match, part),
             units=part_pairs / pairs,
-            note=f"extrapolated, {part_pairs:,} pairs",
+            note=f"extrapolated, {part_pairs:,} pairs" if device == "cpu" else "CPU only",
         ),
     ]

@@ -40,4 +40,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("describe_device", &pns::describe_device);
   pns::bind_topk_mask_cuda(m);
   pns::bind_mlp_trainer_cuda(m);
+  pns::bind_best_match_cuda(m);
+  pns::bind_existence_search_cuda(m);
 }

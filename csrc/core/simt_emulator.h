@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +38,9 @@ struct alignas(8) float2 {
 };
 struct alignas(8) uint2 {
   unsigned x, y;
+};
+struct alignas(16) double2 {
+  double x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -262,6 +266,28 @@ T __ldg(const T* address) {
   return *address;
 }
 
+// Rounded once each, like the intrinsics: built without FMA instructions, or with -ffp-contract=off.
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
+inline int __float_as_int(float x) { return static_cast<int>(__float_as_uint(x)); }
+
 template <typename T>
 T __ldcg(const T* address) {
   return *address;
@@ -287,6 +313,16 @@ T atomicMin(T* address, T value) {
   return old;
 }
 template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  const T old = *address;
+  if (old == expected) *address = value;
+  return old;
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  return std::exchange(*address, value);
+}
+template <typename T>
 T atomicOr(T* address, T value) {
   const T old = *address;
   *address |= value;
@@ -308,6 +344,7 @@ inline cudaError_t cudaSetDevice(int device) {
   pns::simt::machine().device = device;
   return cudaSuccess;
 }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;

@@ -13,7 +13,6 @@ from ._library import (
     check_shape,
     check_tensor,
     library,
-    not_on_cuda,
     pointer,
 )
 
@@ -74,8 +73,30 @@ def _best_match_cpu(
     return index, scale.to(dtype), distance.to(dtype)
 
 
+def _best_match_cuda(
+    target: Tensor, support: Tensor, candidates: Tensor, available: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(target, support, candidates, available)
+    module, device, shape = _native.cuda(), target.device, target.shape[:-1]
+    sizes = shape[:-1].numel(), shape[-1], candidates.shape[-2], target.shape[-1]
+    index = torch.empty(shape, dtype=torch.int64, device=device)
+    scale, distance = (torch.empty(shape, dtype=torch.float64, device=device) for _ in range(2))
+    workspace = torch.empty(module.best_match_workspace(*sizes), dtype=torch.uint8, device=device)
+    theta, on, pool = target.contiguous(), support.contiguous(), candidates.contiguous()
+    free = None if available is None else available.contiguous()
+    module.best_match(
+        n_problems=sizes[0], n_targets=sizes[1], n_candidates=sizes[2], n_parameters=sizes[3],
+        target=pointer(theta), target_is_f64=theta.dtype == torch.float64, support=pointer(on),
+        candidates=pointer(pool), candidates_are_f64=pool.dtype == torch.float64, available=pointer(free),
+        index=pointer(index), scale=pointer(scale), distance=pointer(distance), workspace=pointer(workspace),
+        device=device.index, stream=torch.cuda.current_stream(device).cuda_stream,
+    )  # fmt: skip
+    dtype = torch.promote_types(target.dtype, candidates.dtype)
+    return index, scale.to(dtype), distance.to(dtype)
+
+
 library.impl("best_match", _best_match_cpu, "CPU")
-library.impl("best_match", not_on_cuda("best_match"), "CUDA")
+library.impl("best_match", _best_match_cuda, "CUDA")
 
 
 @torch.library.register_fake("pns_fast::best_match", lib=library)
@@ -107,7 +128,10 @@ def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: T
         a positive scale: index -1, scale 1, distance NaN. Not differentiable.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument; a target that is not finite is a ValueError (CUDA: it gets index -1,
+        scale 1, distance NaN, since looking for it would wait for the device).
+
+    CUDA: the same bits. Nothing waits for the device, so the call can be captured in a graph.
 
     Source: Algorithm 1 and appendix A.3 of Fischer & Burkholz 2022.
 

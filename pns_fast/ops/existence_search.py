@@ -24,6 +24,18 @@ def _check_int(name: str, value, least: int, most: int) -> int:
     return value
 
 
+def _where_to_run(device: torch.device, n_targets: int, n_parameters: int) -> tuple[Callable, dict, Tensor | None]:
+    """The kernel of a device, what it takes beside the search, and the workspace it uses meanwhile."""
+    if device.type == "cpu":
+        return _native.cpu.existence_search, {"n_threads": torch.get_num_threads()}, None
+    module = _native.cuda()
+    n_bytes = module.existence_search_workspace(n_targets, n_parameters)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    extra = {"workspace": pointer(workspace), "device": device.index, "stream": stream}
+    return module.existence_search, extra, workspace
+
+
 def existence_search(
     theta: Tensor,
     n_candidates: int,
@@ -40,7 +52,8 @@ def existence_search(
     and can be interrupted. :func:`pns_fast.existence.search` is what to call; this is the kernel under it.
 
     Args:
-        theta: float32 or float64 ``[T, k]`` on the CPU: the k non-zero parameters of T target neurons.
+        theta: float32 or float64 ``[T, k]``: the k non-zero parameters of T target neurons. On a CUDA device the search
+            runs there, with the same result to the last bit; the call waits for it.
         n_candidates: 1 to 2^40. Candidates are independent of this number, and of T; those of equal k and seed agree.
         seed: 0 <= seed < 2^63.
         init: "uniform": parameters uniform on [-1, 1]; "he_scaled": normal, of variance 1, at most 5.42 in size.
@@ -50,7 +63,8 @@ def existence_search(
 
     Returns:
         ExistenceMatch(index int64, scale, distance, candidate, n_matches int64): ``[T]``, candidate ``[T, k]``, float64
-        where not int64. Where no candidate has a positive scale: index -1, scale 1, distance and candidate NaN.
+        where not int64, on the device of theta. Where no candidate has a positive scale: index -1, scale 1, distance
+        and candidate NaN.
 
     Raises:
         TypeError, ValueError: naming the argument. KeyboardInterrupt within 0.1 s of Ctrl-C.
@@ -63,8 +77,8 @@ def existence_search(
         True
     """
     check_tensor("theta", theta, FLOATS, ndim=(2,))
-    if theta.device.type != "cpu":
-        raise ValueError(f"theta: expected a tensor on the CPU, got {theta.device}")
+    if theta.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"theta: expected a tensor on the CPU or a CUDA device, got {theta.device}")
     if theta.numel() == 0:
         raise ValueError(f"theta: expected at least one target of one parameter, got shape {tuple(theta.shape)}")
     if not bool((torch.isfinite(theta) & (theta != 0)).all()):
@@ -77,14 +91,15 @@ def existence_search(
         eps = check_positive("eps", eps)
     check_callback("progress", progress)
     targets = theta.detach().double().contiguous()
-    n_targets, n_parameters = targets.shape
-    index, n_matches = (torch.empty(n_targets, dtype=torch.int64) for _ in range(2))
-    scale, distance = (torch.empty(n_targets, dtype=torch.float64) for _ in range(2))
+    device, (n_targets, n_parameters) = targets.device, targets.shape
+    index, n_matches = (torch.empty(n_targets, dtype=torch.int64, device=device) for _ in range(2))
+    scale, distance = (torch.empty(n_targets, dtype=torch.float64, device=device) for _ in range(2))
     candidate = torch.empty_like(targets)
-    _native.cpu.existence_search(
+    run, extra, _workspace = _where_to_run(device, n_targets, n_parameters)
+    run(
         n_targets=n_targets, n_parameters=n_parameters, theta=pointer(targets), first=first,
         n_candidates=n_candidates, seed=seed, is_normal=init == "he_scaled", eps=-1.0 if eps is None else eps,
         index=pointer(index), scale=pointer(scale), distance=pointer(distance), candidate=pointer(candidate),
-        n_matches=pointer(n_matches), n_threads=torch.get_num_threads(), progress=progress,
+        n_matches=pointer(n_matches), progress=progress, **extra,
     )  # fmt: skip
     return ExistenceMatch(index, scale, distance, candidate, n_matches)

@@ -1,0 +1,156 @@
+// Stage two of best_match on CUDA: one block, one target, the tiles whose score says that they may hold its best
+// candidates. Exact, so what is left out and in which order the rest is looked at changes nothing.
+#pragma once
+
+#include "kernels/best_match/match_score.cuh"
+
+namespace pns {
+namespace {
+
+constexpr int kTilesAtOnce = 64;  // of a target that is searched again
+
+struct BestList {  // in shared memory, best first
+  DeviceMatch match[kMostKept];
+  int n;
+};
+
+// Tiles with low <= score < high, and those of unknown score where high is inf; of their candidates those whose cosine^2
+// is not below least_cosine2.
+struct Window {
+  float low, high;
+  double least_cosine2;
+};
+
+// The `wanted`-th largest of what 256 threads found largest among the scores below `high`; -inf if there are not so
+// many. That many tiles at least reach it.
+__device__ float high_score(const float* score, int64_t n_tiles, float high, int wanted) {
+  __shared__ float largest[kThreads];
+  __shared__ float found;
+  const int self = threadIdx.x;
+  float mine = -kFarFloat;
+  for (int64_t i = self; i < n_tiles; i += kThreads) {
+    const float s = score[i];
+    if (s < high) mine = fmaxf(mine, s);
+  }
+  largest[self] = mine;
+  __syncthreads();
+  int rank = 0;
+  for (int i = 0; i < kThreads; ++i) rank += largest[i] > mine || (largest[i] == mine && i < self);
+  if (rank == wanted - 1) found = mine;
+  __syncthreads();
+  const float result = found;
+  __syncthreads();
+  return result;
+}
+
+// The least score that a candidate may have whose cosine^2 is `cosine2`, or is known to be positive only: around zero
+// the square of the rounding error is what a cosine^2 is off by.
+__device__ inline float least_score(double cosine2, double slack, double rounding) {
+  const double least = cosine2 - slack > 0 ? cosine2 - slack : -rounding * rounding;
+  return nextafterf(static_cast<float>(least), -1.0f);
+}
+
+template <typename T>
+struct Searched {  // a target
+  int64_t target, problem;
+  TargetInfo info;
+  int holder_limit;  // candidates are free where their owner is above it
+};
+
+template <typename T>
+__device__ DeviceMatch evaluate(const Problem<T>& p, const Workspace& w, const Searched<T>& s, int64_t candidate,
+                                double least_cosine2) {
+  const int64_t c = s.problem * p.n_candidates + candidate, theta_at = s.target * p.n_parameters;
+  if (candidate >= p.n_candidates || w.owner[c] <= s.holder_limit) return {kFar, 1, -1, -1};
+  const T* m = p.candidates + c * p.n_parameters;
+  const int32_t* feature = w.feature + theta_at;
+  auto theta = [&](int k) {
+    return target_value(p.target, p.target_is_f64, theta_at + feature[k]) * s.info.up * s.info.up_again;
+  };
+  return evaluate_exactly<4>(
+      s.info.n_features, theta, [&](int k) { return static_cast<double>(m[feature[k]]); }, s.info.length2,
+      least_cosine2, candidate);
+}
+
+// Adds a candidate a thread to the list; all threads call it.
+__device__ void add_matches(const DeviceMatch& match, int kept, BestList* best) {
+  __shared__ DeviceMatch fresh[kThreads];
+  const int self = threadIdx.x, n = best->n;
+  const bool is_in = match.index >= 0 && (n < kept || is_better(match, best->match[n - 1]));
+  const BlockScan scan = block_scan(is_in);
+  if (scan.total == 0) return;
+  if (is_in) fresh[scan.before] = match;
+  __syncthreads();
+  int rank = kept, old_rank = kept;
+  DeviceMatch old{};
+  if (is_in) {
+    rank = 0;
+    for (int i = 0; i < scan.total; ++i) rank += is_better(fresh[i], match);
+    for (int i = 0; i < n; ++i) rank += is_better(best->match[i], match);
+  }
+  if (self < n) {
+    old = best->match[self];
+    old_rank = self;
+    for (int i = 0; i < scan.total; ++i) old_rank += is_better(fresh[i], old);
+  }
+  __syncthreads();
+  if (rank < kept) best->match[rank] = match;
+  if (old_rank < kept) best->match[old_rank] = old;
+  if (self == 0) best->n = n + scan.total < kept ? n + scan.total : kept;
+  __syncthreads();
+}
+
+// The `kept` best of the tiles in the window, and of what the list holds already.
+template <typename T>
+__device__ void search_tiles(const Problem<T>& p, const Plan& plan, const Workspace& w, const Searched<T>& s,
+                             const Window& window, int kept, BestList* best) {
+  __shared__ int tiles[kThreads];
+  const float* score = w.tile_score + s.target * plan.n_tiles;
+  for (int64_t first = 0; first < plan.n_tiles; first += kThreads) {
+    const int64_t mine = first + threadIdx.x;
+    bool is_in = mine < plan.n_tiles;
+    if (is_in && plan.has_scores) {
+      is_in = score[mine] >= window.low && (score[mine] < window.high || window.high == kFarFloat);
+    }
+    const BlockScan scan = block_scan(is_in);
+    if (is_in) tiles[scan.before] = threadIdx.x;
+    __syncthreads();
+    const int n_items = scan.total << plan.log2_tile;
+    for (int begin = 0; begin < n_items; begin += kThreads) {
+      const int item = begin + threadIdx.x;
+      auto candidate_of = [&](int i) {
+        return ((first + tiles[i >> plan.log2_tile]) << plan.log2_tile) + (i & (plan.tile() - 1));
+      };
+      // Exact matches of lower index: no later one is better, and with one parameter all fit exactly.
+      const bool is_settled = best->n == kept && best->match[kept - 1].distance == 0 &&
+                              best->match[kept - 1].index < candidate_of(begin);
+      if (is_settled) break;  // the same in all threads
+      DeviceMatch match{kFar, 1, -1, -1};
+      if (item < n_items) match = evaluate(p, w, s, candidate_of(item), window.least_cosine2);
+      add_matches(match, kept, best);
+    }
+    __syncthreads();  // tiles may be written again
+  }
+}
+
+// A target whose kept candidates are all taken by targets before it: the best of the rest, tiles of high score first,
+// until what is left cannot be better.
+template <typename T>
+__device__ void search_again(const Problem<T>& p, const Plan& plan, const Workspace& w, const Searched<T>& s,
+                             BestList* best) {
+  const double rounding = rounding_of(s.info.n_features);
+  Window window{0, kFarFloat, 0};  // a tile is looked at once, so its lesser candidates count too
+  for (;;) {
+    float reached = -kFarFloat;
+    if (plan.has_scores) {
+      reached = high_score(w.tile_score + s.target * plan.n_tiles, plan.n_tiles, window.high, kTilesAtOnce);
+    }
+    window.low = least_score(reached, 0, rounding);
+    search_tiles(p, plan, w, s, window, 1, best);
+    if (!(reached > 0) || (best->n == 1 && best->match[0].cosine2 - rounding >= window.low)) return;
+    window.high = window.low;
+  }
+}
+
+}  // namespace
+}  // namespace pns
