@@ -6,6 +6,7 @@
 
 namespace pns {
 
+void bind_masked_linear_cuda(pybind11::module_& m);
 void bind_topk_mask_cuda(pybind11::module_& m);
 
 }  // namespace pns

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
-from ._masked_product import masked_backward, masked_outer, masked_product
+from . import _masked_cuda
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._masked_product import check_product, dtypes_on, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
 
@@ -113,9 +114,10 @@ def _outer(*inputs) -> Tensor:
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-    check_tensor("x", x, FLOATS)
-    check_tensor("weight", weight, FLOATS, (2, 3))
-    check_tensor("mask", mask, (torch.bool, *FLOATS))
+    floats = dtypes_on(x.device)
+    check_tensor("x", x, floats)
+    check_tensor("weight", weight, floats, (2, 3))
+    check_tensor("mask", mask, (torch.bool, *floats))
     if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"x: expected shape [..., {weight.shape[-1]}] (weight's inputs), got {tuple(x.shape)}")
     if weight.dim() == 3 and (x.dim() != 3 or x.shape[0] != weight.shape[0]):
@@ -124,7 +126,7 @@ def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None
     if mask.shape != weight.shape:
         raise ValueError(f"mask: expected shape {tuple(weight.shape)} (that of weight), got {tuple(mask.shape)}")
     if bias is not None:
-        check_tensor("bias", bias, FLOATS)
+        check_tensor("bias", bias, floats)
         if bias.shape != weight.shape[:-1]:
             raise ValueError(
                 f"bias: expected shape {tuple(weight.shape[:-1])} (weight's outputs), got {tuple(bias.shape)}"
@@ -152,8 +154,23 @@ def _widened(t: Tensor | None) -> Tensor | None:
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return _differentiable(*map(_widened, (x, weight, mask, bias))).to(torch.get_autocast_dtype(device))
+        wide = map(_widened, (x, weight, mask, bias))
+        if device == "cpu":
+            return _differentiable(*wide).to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):  # torch's own product is not to round to half precision
+            y = _differentiable(*wide)
+        return y.to(torch.get_autocast_dtype(device))
     return _differentiable(x, weight, mask, bias)
+
+
+def _is_dense_on_cuda(rows: Tensor, mask: Tensor, pattern: Tensor) -> bool:
+    """Whether torch's own differentiable ops do it all. Transforms and fake tensors go through the registered products,
+    which take the same paths."""
+    if not mask.is_cuda or is_transformed() or type(pattern) is not Tensor:
+        return False
+    if pattern is not mask:  # made for this call: an index would be built in each
+        _masked_cuda.keep_dense(pattern)
+    return _masked_cuda.is_dense(rows, pattern)
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -167,6 +184,10 @@ def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
         # tensor does not tell whether one outside of it needs the gradient.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad or is_transformed() else None
     rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if grad_mask is None and _is_dense_on_cuda(rows, mask, pattern):
+        check_product(rows, weight, pattern, bias, False)
+        y = _masked_cuda.dense_linear(rows, weight, pattern, bias)
+        return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if (needs_grad and torch.is_grad_enabled()) or is_transformed():
         y = _product(rows, weight, pattern, grad_mask, bias, False)
@@ -187,8 +208,14 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     and remembered; every call compares the mask with that, so it may change at any time and by any means.
     Under autocast it sums in float32 and returns autocast's dtype, as ``F.linear`` does.
 
+    On CUDA a changed mask is noticed by torch's version counter: after torch's own in-place operations, not after
+    writes through ``.data`` or by other libraries. The first call with a large mask waits for the device; later ones do
+    not and can be captured in a graph, which keeps the mask it was captured with. Dense masks, small layers and other
+    dtypes than float32 are torch's own product with the masked weight, which rounds as cuBLAS does: there a network's
+    last bits may differ alone and in a batch.
+
     Args:
-        x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once.
+        x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.
         weight: ``[O, I]``; or ``[N, O, I]``.
         mask: bool, or of the dtype of weight (then multiplied in, with a gradient at every entry), shape of weight.
         bias: ``[O]`` or ``[N, O]`` or None.
