@@ -86,9 +86,9 @@ def mask_index(mask: Tensor) -> MaskIndex | None:
         return None if is_capturing else _remember(mask, _build(mask))
     if is_capturing:
         _captured.add(known)
-    elif known.stream != (stream := stream_of(mask)) and known.columns is not None:
+    elif known.columns is not None and known.stream != stream_of(mask):
         for t in (known.starts, known.columns, known.starts_t, known.columns_t):
-            t.record_stream(torch.cuda.ExternalStream(stream, device=t.device))
+            t.record_stream(torch.cuda.current_stream(t.device))  # or its memory could go to another use too soon
     return known
 
 
