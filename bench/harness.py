@@ -178,15 +178,19 @@ def measure(case: Case, seconds_per_case: float, device: str) -> Row:
     return row
 
 
-def fastest(forms: dict[Any, Callable[[], Any]]) -> tuple[Any, Callable[[], Any]]:
-    """A peer's best form: the one that is quickest once warm."""
+def fastest(forms: dict[Any, Callable[[], Any]], device: str = "cpu") -> tuple[Any, Callable[[], Any]]:
+    """A peer's best form: the one that is quickest once warm. If none runs, the first, which will say why."""
+    measured = seconds_cuda if device == "cuda" else seconds_cpu
     seconds = {}
     for name, run in forms.items():
-        run()
-        once = seconds_cpu(run, 1)
+        try:
+            run()
+        except RuntimeError:
+            continue
+        once = measured(run, 1)
         loops = math.ceil(MIN_TURN_SECONDS / max(once, 1e-7))
-        seconds[name] = seconds_cpu(run, loops) if loops > 1 else once
-    best = min(seconds, key=seconds.get)
+        seconds[name] = measured(run, loops) if loops > 1 else once
+    best = min(seconds, key=seconds.get, default=next(iter(forms)))
     return best, forms[best]
 
 

@@ -29,7 +29,7 @@ KERNELS = {
     "masked_linear": masked_linear,
     "mlp_trainer": mlp_trainer,
 }
-ON_CUDA = ("topk_mask",)
+ON_CUDA = ("topk_mask", "masked_linear")
 FIGURES = (".png", ".pdf", ".svg")
 SECONDS_PER_CASE, SECONDS_PER_CASE_QUICK = 3.0, 0.3
 

@@ -1,7 +1,7 @@
 """masked_linear on CUDA: which path a call takes, the index of a mask, and what is launched.
 
-Dense: torch's own product with the masked weight. Sparse, float32: products over the kept weights, from an index that is
-built on the device once for each mask.
+Dense: torch's own product with the masked weight. Sparse, float32: products over the kept weights, from an index that
+is built on the device once for each mask.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_INDICES = 256
 
 @dataclass(eq=False, slots=True)
 class MaskIndex:
-    """Where the kept weights of a mask are: its rows' columns, and those of its transpose. Without: for the dense path."""
+    """Where the kept weights of a mask are: its rows' columns, and its transpose's. None: it takes the dense path."""
 
     storage: StorageWeakRef  # while it lives, nothing else can lie at the mask's address
     version: int

@@ -1,4 +1,4 @@
-"""masked_linear on CUDA, each path against the twin in float64 on the CPU. The sources on the CPU: test_cuda_sources.py."""
+"""masked_linear on CUDA, each path against the twin in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -180,7 +180,9 @@ def test_masks_that_come_and_go(cuda, sparse_path):
     for i in range(30):
         mask = torch.rand(30, 40, generator=torch.Generator().manual_seed(i)) < 0.05 * (i % 20)
         given = on(cuda, (x, weight, mask, bias))
-        assert_all_close([ops.masked_linear(*given)], [reference.masked_linear(x, weight, mask, bias)], "float32_forward")
+        assert_all_close(
+            [ops.masked_linear(*given)], [reference.masked_linear(x, weight, mask, bias)], "float32_forward"
+        )
         del given
 
 
@@ -288,9 +290,7 @@ def test_opcheck(cuda, path):
     x, weight, mask, bias, upstream = on(cuda, arguments_of(5, 6, 7))
     torch.library.opcheck(torch.ops.pns_fast.masked_product.default, (x, weight, mask, bias, False))
     torch.library.opcheck(torch.ops.pns_fast.masked_outer.default, (upstream, x, mask))
-    torch.library.opcheck(
-        torch.ops.pns_fast.masked_backward.default, (upstream, x, weight, mask, [True, True, False])
-    )
+    torch.library.opcheck(torch.ops.pns_fast.masked_backward.default, (upstream, x, weight, mask, [True, True, False]))
     inputs = (x.requires_grad_(), weight.requires_grad_(), mask, bias.requires_grad_())
     torch.library.opcheck(torch.ops.pns_fast.masked_linear.default, inputs)
 
