@@ -38,6 +38,20 @@ void outer_on_device(int64_t n_networks, int64_t batch, int64_t n_in, int64_t n_
                       queue_of(device, stream));
 }
 
+// Both gradients in one call from Python; grad_x, grad_weight: 0 where not wanted.
+void backward_on_device(int64_t n_networks, int64_t batch, int64_t n_in, int64_t n_out, uintptr_t grad, uintptr_t x,
+                        uintptr_t weight, uintptr_t starts, uintptr_t columns, uintptr_t starts_t, uintptr_t columns_t,
+                        uintptr_t packed, uintptr_t grad_columns, uintptr_t grad_x, uintptr_t grad_weight, int device,
+                        uintptr_t stream) {
+  if (grad_x != 0) {
+    product_on_device(n_networks, batch, n_out, n_in, grad, starts_t, columns_t, weight, true, packed, 0, grad_x, device,
+                      stream);
+  }
+  if (grad_weight != 0) {
+    outer_on_device(n_networks, batch, n_in, n_out, grad, x, starts, columns, grad_columns, grad_weight, device, stream);
+  }
+}
+
 void select_on_device(int64_t n, int64_t element_bytes, uintptr_t in, uintptr_t mask, uintptr_t out, int device,
                       uintptr_t stream) {
   launch_select({n, element_bytes, as_pointer<const void>(in), as_pointer<const uint8_t>(mask), as_pointer<void>(out)},
@@ -53,6 +67,7 @@ void bind_masked_linear_cuda(pybind11::module_& m) {
   m.def("mask_index_fill", &fill_on_device, ReleaseGil());
   m.def("masked_product", &product_on_device, ReleaseGil());
   m.def("masked_outer", &outer_on_device, ReleaseGil());
+  m.def("masked_backward", &backward_on_device, ReleaseGil());
   m.def("masked_select", &select_on_device, ReleaseGil());
 }
 

@@ -197,7 +197,9 @@ def test_indices_are_bounded(cuda, sparse_path, monkeypatch):
 
 def test_no_index_for_a_mask_of_one_use(cuda, sparse_path):
     x, weight, mask, bias = on(cuda, layer(40, 40, 30, None, F32))
-    ops.masked_linear(x, weight, mask.to(F32), bias)
+    for needs_grad in (False, True):
+        learned = mask.to(F32).requires_grad_(needs_grad)
+        ops.masked_linear(x, weight.requires_grad_(), learned, bias).sum().backward()
     assert all(index.columns is None for index in _masked_cuda._indices.values())
 
 
