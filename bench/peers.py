@@ -182,7 +182,8 @@ class CsrProducts:
 
     def __init__(self, weight: Tensor, mask: Tensor):
         self.csr = to_csr(weight, mask)
-        at = torch.zeros(mask.shape, dtype=torch.int64).masked_scatter_(mask, torch.arange(int(mask.sum())))
+        numbers = torch.arange(int(mask.sum()), device=mask.device)
+        at = torch.zeros(mask.shape, dtype=torch.int64, device=mask.device).masked_scatter_(mask, numbers)
         self.transposed, self.permutation = to_csr(weight.t(), mask.t()), at.t()[mask.t()]
         self.zeros = to_csr(torch.zeros_like(weight), mask)
 

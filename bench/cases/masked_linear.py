@@ -1,7 +1,8 @@
 """x (w m)^T with x [B, N], w [N, N], forward alone and with the gradients of x and w, every overhead included.
 
 FLOPs are those of kept weights for us and CSR, of all for dense: dense GFLOP/s says at which rate MKL ran (about half
-of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays.
+of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays; "new mask" (CUDA): ours
+takes every call's mask for another one and indexes it again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Layer:
 
 
 QUICK = {"forward": (0.1,), "both": (0.01, 0.1, 1.0)}
+NEW_MASK = 0.05
 LAYERS = {
     "full": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32), Layer(1024, 256), Layer(4096, 256)),  # the first: overhead
     "quick": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32, **QUICK), Layer(1024, 256, **QUICK)),
@@ -37,27 +39,47 @@ LAYERS = {
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    return [
+    layers = LAYERS["quick" if quick else "full"]
+    rows = [
         Case(
             "masked_linear",
             f"N = {layer.width}, B = {layer.batch}, density {density:g}, {task}",
-            partial(_contenders, layer.width, layer.batch, density, task == "fwd+bwd"),
-            budget=0.6,
+            partial(_contenders, layer.width, layer.batch, density, task == "fwd+bwd", device),
+            budget=0.6 if device == "cpu" else 0.22,
         )
-        for layer in LAYERS["quick" if quick else "full"]
+        for layer in (layers if device == "cpu" else layers[1:])
         for task, densities in (("fwd", layer.forward), ("fwd+bwd", layer.both))
         for density in densities
     ]
+    if device == "cuda":
+        rows += [
+            Case(
+                "masked_linear",
+                f"N = {layer.width}, B = {layer.batch}, density {NEW_MASK:g}, fwd+bwd, new mask",
+                partial(_contenders, layer.width, layer.batch, NEW_MASK, True, device, True),
+                budget=0.22,
+            )
+            for layer in layers[2:]
+        ]
+    return rows
 
 
-def _contenders(n: int, batch: int, density: float, backward: bool) -> list[Contender]:
-    generator = torch.Generator().manual_seed(0)
-    x, weight, grad = (torch.randn(shape, generator=generator) for shape in ((batch, n), (n, n), (batch, n)))
-    mask = torch.rand(n, n, generator=generator) < density
+def _indexed_anew(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    torch.autograd.graph.increment_version(mask)  # what any in-place operation does, without its time
+    return ops.masked_linear(x, weight, mask)
+
+
+def _contenders(
+    n: int, batch: int, density: float, backward: bool, device: str, is_new: bool = False
+) -> list[Contender]:
+    generator = torch.Generator(device).manual_seed(0)
+    make = {"generator": generator, "device": device}
+    x, weight, grad = (torch.randn(shape, **make) for shape in ((batch, n), (n, n), (batch, n)))
+    mask = torch.rand(n, n, **make) < density
     task = _both if backward else _forward
-    ours = task(ops.masked_linear, x, weight, mask, grad)
+    ours = task(_indexed_anew if is_new else ops.masked_linear, x, weight, mask, grad)
     dense = task(peers.dense_linear, x, weight, mask, grad)
-    form, csr = fastest((_csr_both if backward else _csr_forward)(x, weight, mask, grad))
+    form, csr = fastest((_csr_both if backward else _csr_forward)(x, weight, mask, grad), device)
     products = (6.0 if backward else 2.0) * batch
     check, kept = partial(_same, ours(), mask), products * int(mask.sum())
     contenders = [

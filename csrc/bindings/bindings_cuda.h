@@ -6,6 +6,7 @@
 
 namespace pns {
 
+void bind_masked_linear_cuda(pybind11::module_& m);
 void bind_topk_mask_cuda(pybind11::module_& m);
 void bind_mlp_trainer_cuda(pybind11::module_& m);
 void bind_best_match_cuda(pybind11::module_& m);

@@ -38,6 +38,7 @@ std::optional<std::string> describe_device() {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pns_fast over raw pointers; call them through pns_fast.ops.";
   m.def("describe_device", &pns::describe_device);
+  pns::bind_masked_linear_cuda(m);
   pns::bind_topk_mask_cuda(m);
   pns::bind_mlp_trainer_cuda(m);
   pns::bind_best_match_cuda(m);

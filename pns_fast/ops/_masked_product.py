@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from . import _memory
-from ._library import FLOATS, check_shape, check_tensor, library, not_on_cuda, pointer
+from . import _masked_cuda, _memory
+from ._library import FLOATS, HALVES, check_shape, check_tensor, library, pointer
 
 library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
 library.define("masked_outer(Tensor grad, Tensor x, Tensor mask) -> Tensor")
@@ -30,6 +30,10 @@ _BACKWARD = {
 # ---- the native products
 
 
+def dtypes_on(device: torch.device) -> tuple[torch.dtype, ...]:
+    return (*FLOATS, *HALVES) if device.type == "cuda" else FLOATS
+
+
 def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
     """(networks, batch, inputs, outputs) of [N, B, .] or [B, .] and mask [N, O, I] or [O, I]."""
     shape = mask.shape
@@ -47,7 +51,7 @@ def _fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transpos
         and x.dim() == n_dims
         and x.shape[-1] == shape[-2 if transposed else -1]
         and (n_dims == 2 or x.shape[0] == shape[0])
-        and dtype in _FORWARD
+        and (dtype in _FORWARD or dtype in dtypes_on(weight.device))
         and x.dtype == dtype
         and mask.dtype == torch.bool
         and (bias is None or (bias.shape == shape[:-1] and bias.dtype == dtype))
@@ -56,7 +60,7 @@ def _fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transpos
 
 def _check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
     """The raw ops are callable too: nothing may reach the kernel with shapes that do not fit."""
-    check_tensor("x", x, FLOATS)
+    check_tensor("x", x, dtypes_on(x.device))
     check_tensor("weight", weight, (x.dtype,), (x.dim(),))
     check_tensor("mask", mask, (torch.bool,))
     check_shape("mask", mask, weight.shape, "that of weight")
@@ -71,7 +75,7 @@ def _check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None,
 
 
 def _check_outer(grad: Tensor, x: Tensor, mask: Tensor) -> None:
-    check_tensor("x", x, FLOATS, (2, 3))
+    check_tensor("x", x, dtypes_on(x.device), (2, 3))
     check_tensor("grad", grad, (x.dtype,), (x.dim(),))
     check_tensor("mask", mask, (torch.bool,), (x.dim(),))
     check_shape("grad", grad, (*mask.shape[:-2], x.shape[-2], mask.shape[-2]), "to go with x and mask")
@@ -99,9 +103,20 @@ def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ..
     return (*x.shape[:-1], weight.shape[-1 if transposed else -2])
 
 
-def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+def check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
     if (bias is not None and transposed) or not _fits(x, weight, mask, bias, transposed):
         _check_product(x, weight, mask, bias, transposed)
+
+
+def check_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> None:
+    is_like_x = x.shape[:-1] == grad.shape[:-1] and x.shape[-1] == weight.shape[-1] and x.dtype == grad.dtype
+    if not (is_like_x and _fits(grad, weight, mask, None, True)):
+        _check_product(grad, weight, mask, None, True)
+        _check_outer(grad, x, mask)
+
+
+def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    check_product(x, weight, mask, bias, transposed)
     y = _memory.empty(_product_shape(x, weight, transposed), x.dtype)
     if transposed:
         _run_backward(x, None, weight, mask, grad_x=y)
@@ -133,10 +148,7 @@ def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool], empty) -> tu
 def _masked_backward_cpu(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    is_like_x = x.shape[:-1] == grad.shape[:-1] and x.shape[-1] == weight.shape[-1] and x.dtype == grad.dtype
-    if not (is_like_x and _fits(grad, weight, mask, None, True)):
-        _check_product(grad, weight, mask, None, True)
-        _check_outer(grad, x, mask)
+    check_backward(grad, x, weight, mask)
     grad_x, grad_weight, grad_bias = results = _empty_gradients(x, weight, wanted, _memory.empty)
     wants_x, wants_weight, wants_bias = wanted
     _run_backward(
@@ -151,13 +163,30 @@ def _masked_backward_cpu(
     return results
 
 
-for _name, _implementation in (
-    ("masked_product", _masked_product_cpu),
-    ("masked_outer", _masked_outer_cpu),
-    ("masked_backward", _masked_backward_cpu),
+def _masked_product_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    check_product(x, weight, mask, bias, transposed)
+    return _masked_cuda.product(x, weight, mask, bias, transposed)
+
+
+def _masked_outer_cuda(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    _check_outer(grad, x, mask)
+    return _masked_cuda.outer(grad, x, mask)
+
+
+def _masked_backward_cuda(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_backward(grad, x, weight, mask)
+    return _masked_cuda.backward(grad, x, weight, mask, wanted)
+
+
+for _name, _on_cpu, _on_cuda in (
+    ("masked_product", _masked_product_cpu, _masked_product_cuda),
+    ("masked_outer", _masked_outer_cpu, _masked_outer_cuda),
+    ("masked_backward", _masked_backward_cpu, _masked_backward_cuda),
 ):
-    library.impl(_name, _implementation, "CPU")
-    library.impl(_name, not_on_cuda("masked_linear"), "CUDA")
+    library.impl(_name, _on_cpu, "CPU")
+    library.impl(_name, _on_cuda, "CUDA")
 
 
 @torch.library.register_fake("pns_fast::masked_product", lib=library)

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
-from ._masked_product import masked_backward, masked_outer, masked_product
+from . import _masked_cuda
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._masked_product import check_product, dtypes_on, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
 
@@ -113,9 +114,10 @@ def _outer(*inputs) -> Tensor:
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-    check_tensor("x", x, FLOATS)
-    check_tensor("weight", weight, FLOATS, (2, 3))
-    check_tensor("mask", mask, (torch.bool, *FLOATS))
+    floats = dtypes_on(x.device)
+    check_tensor("x", x, floats)
+    check_tensor("weight", weight, floats, (2, 3))
+    check_tensor("mask", mask, (torch.bool, *floats))
     if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"x: expected shape [..., {weight.shape[-1]}] (weight's inputs), got {tuple(x.shape)}")
     if weight.dim() == 3 and (x.dim() != 3 or x.shape[0] != weight.shape[0]):
@@ -124,7 +126,7 @@ def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None
     if mask.shape != weight.shape:
         raise ValueError(f"mask: expected shape {tuple(weight.shape)} (that of weight), got {tuple(mask.shape)}")
     if bias is not None:
-        check_tensor("bias", bias, FLOATS)
+        check_tensor("bias", bias, floats)
         if bias.shape != weight.shape[:-1]:
             raise ValueError(
                 f"bias: expected shape {tuple(weight.shape[:-1])} (weight's outputs), got {tuple(bias.shape)}"
@@ -152,8 +154,53 @@ def _widened(t: Tensor | None) -> Tensor | None:
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return _differentiable(*map(_widened, (x, weight, mask, bias))).to(torch.get_autocast_dtype(device))
+        wide = map(_widened, (x, weight, mask, bias))
+        if device == "cpu":
+            return _differentiable(*wide).to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):  # torch's own product is not to round to half precision
+            y = _differentiable(*wide)
+        return y.to(torch.get_autocast_dtype(device))
     return _differentiable(x, weight, mask, bias)
+
+
+class _SparseOnCuda(torch.autograd.Function):
+    """``x (W m)^T + b`` outside of transforms, the mask's index at hand: past the registered ops and their checks, whose
+    time counts at 1,024 x 1,024."""
+
+    @staticmethod
+    def forward(ctx, x, weight, mask, bias, index):
+        ctx.save_for_backward(x, weight, mask)
+        ctx.index = index
+        return _masked_cuda.sparse_product(index, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mask = ctx.saved_tensors
+        wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            grad_x = _product(grad, weight, mask, None, None, True) if wants_x else None
+            grad_weight = _outer(grad, x, mask) if wants_weight else None
+        else:
+            is_sparse = ctx.index.density < _masked_cuda.SPARSE_OUTER_BELOW
+            grad_x, grad_weight = _masked_cuda.sparse_gradients(
+                ctx.index, grad, x, weight, wants_x, wants_weight and is_sparse
+            )
+            if wants_weight and not is_sparse:
+                grad_weight = _masked_cuda.dense_outer(grad, x, mask)
+        return grad_x, grad_weight, None, grad.sum(-2) if wants_bias else None, None
+
+
+def _takes_cuda_shortcut(mask: Tensor) -> bool:
+    """Transforms and fake tensors go through the registered products, which take the same paths."""
+    return mask.is_cuda and type(mask) is Tensor and not is_transformed()
+
+
+def _cuda_shortcut(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    check_product(x, weight, mask, bias, False)
+    index = _masked_cuda.sparse_index(x, mask, _masked_cuda.SPARSE_BELOW)
+    if index is None:
+        return _masked_cuda.dense_linear(x, weight, mask, bias)
+    return _SparseOnCuda.apply(x, weight, mask, bias, index)
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -166,9 +213,14 @@ def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
         # A mask that learns needs the gradient of pruned entries too: that is what revives them. Inside a transform a
         # tensor does not tell whether one outside of it needs the gradient.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad or is_transformed() else None
+        if _takes_cuda_shortcut(pattern):  # both are made for this call: an index would be built in each
+            for made in (pattern, *(() if grad_mask is None else (grad_mask,))):
+                _masked_cuda.keep_dense(made)
     rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if (needs_grad and torch.is_grad_enabled()) or is_transformed():
+    if grad_mask is None and _takes_cuda_shortcut(pattern):
+        y = _cuda_shortcut(rows, weight, pattern, bias)
+    elif (needs_grad and torch.is_grad_enabled()) or is_transformed():
         y = _product(rows, weight, pattern, grad_mask, bias, False)
     else:
         y = masked_product(rows, weight, pattern, bias, False)
@@ -187,8 +239,14 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     and remembered; every call compares the mask with that, so it may change at any time and by any means.
     Under autocast it sums in float32 and returns autocast's dtype, as ``F.linear`` does.
 
+    On CUDA a changed mask is noticed by torch's version counter: after torch's own in-place operations, not after
+    writes through ``.data`` or by other libraries. The first call with a large mask waits for the device; later ones do
+    not and can be captured in a graph, which keeps the mask it was captured with. Dense masks, small layers and other
+    dtypes than float32 are torch's own product with the masked weight, which rounds as cuBLAS does: there a network's
+    last bits may differ alone and in a batch.
+
     Args:
-        x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once.
+        x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.
         weight: ``[O, I]``; or ``[N, O, I]``.
         mask: bool, or of the dtype of weight (then multiplied in, with a gradient at every entry), shape of weight.
         bias: ``[O]`` or ``[N, O]`` or None.

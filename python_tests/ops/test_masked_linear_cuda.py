@@ -1,0 +1,384 @@
+"""masked_linear on CUDA, each path against the twin in float64 on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from ops.layers import F32, F64, assert_close, layer
+
+from pns_fast import ops, reference
+from pns_fast.ops import _masked_cuda
+
+pytestmark = pytest.mark.gpu
+
+ALL = {"FEWEST_WEIGHTS": 0, "FEWEST_SAMPLES": 0, "SPARSE_BELOW": 2.0, "SPARSE_OUTER_BELOW": 2.0}
+NONE = {"SPARSE_BELOW": -1.0, "SPARSE_OUTER_BELOW": -1.0}
+PATHS = {
+    "sparse": ALL | {"PACK_ABOVE": 1 << 40},
+    "packed": ALL | {"PACK_ABOVE": -1},
+    "mixed": ALL | {"SPARSE_OUTER_BELOW": -1.0},
+    "dense": NONE | {"SELECT_ABOVE": 1 << 40},
+    "select": NONE | {"SELECT_ABOVE": 0},
+}
+SPARSE = ("sparse", "packed")
+
+
+def take(monkeypatch, path):
+    _masked_cuda.clear_mask_indices()
+    for name, value in PATHS[path].items():
+        monkeypatch.setattr(_masked_cuda, name, value)
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Every path, each forced for one test."""
+    take(monkeypatch, request.param)
+    yield request.param
+    _masked_cuda.clear_mask_indices()
+
+
+@pytest.fixture(params=SPARSE)
+def sparse_path(request, monkeypatch):
+    take(monkeypatch, request.param)
+    yield request.param
+    _masked_cuda.clear_mask_indices()
+
+
+def on(device, tensors, dtype=None):
+    """On the device, floats in ``dtype``."""
+    return [t.to(device, dtype if t.is_floating_point() else None) for t in tensors]
+
+
+def results(function, x, weight, mask, bias, upstream):
+    """The output and the three gradients."""
+    x, weight, bias = (t.detach().clone().requires_grad_() for t in (x, weight, bias))
+    y = function(x, weight, mask, bias)
+    return [y.detach(), *torch.autograd.grad(y, (x, weight, bias), upstream)]
+
+
+def arguments_of(*sizes, dtype=F32, density=0.5, n=None, seed=0):
+    """(x, weight, mask, bias, upstream)"""
+    arguments = layer(*sizes, n, dtype, density, seed)
+    upstream = layer(sizes[0], sizes[2], 1, n, dtype, seed=seed + 1)[0]
+    return *arguments, upstream
+
+
+def assert_all_close(got, expected, tolerance):
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a.cpu().double(), b.double(), tolerance)
+
+
+def twin(arguments):
+    return results(reference.masked_linear, *on("cpu", arguments, F64))
+
+
+SIZES = [(1, 1, 1), (33, 193, 70), (130, 400, 33), (257, 40, 600), (300, 1700, 130), (64, 60, 1600)]
+
+
+@pytest.mark.parametrize("n", [None, 3])
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_equals_the_twin(cuda, path, sizes, density, n):
+    arguments = arguments_of(*sizes, density=density, n=n)
+    got = results(ops.masked_linear, *on(cuda, arguments))
+    assert all(t.device == cuda for t in got)
+    assert_all_close(got, twin(arguments), "float32_gradient")
+    assert bool((got[2].cpu()[~arguments[2]] == 0).all())
+
+
+@pytest.mark.parametrize("sizes", SIZES[1:4], ids=str)
+def test_float64(cuda, path, sizes):
+    arguments = arguments_of(*sizes, dtype=F64, density=0.1)
+    assert_all_close(results(ops.masked_linear, *on(cuda, arguments)), twin(arguments), "float64")
+
+
+@pytest.mark.parametrize(("width", "density"), [(1024, 0.01), (1024, 0.1), (4096, 0.02), (1024, 0.6)])
+def test_paths_as_they_are_chosen(cuda, width, density):
+    arguments = arguments_of(256, width, width, density=density)
+    given = on(cuda, arguments)
+    assert_all_close(results(ops.masked_linear, *given), twin(arguments), "float32_gradient")
+    index = _masked_cuda.mask_index(given[2])
+    assert index.kept == int(arguments[2].sum())
+    assert (index.columns is not None) == (density < _masked_cuda.SPARSE_BELOW)
+
+
+@pytest.mark.parametrize("n", [None, 2])
+@pytest.mark.parametrize("mask_kind", ["bool", "float", "float with gradient"])
+def test_gradcheck_and_gradgradcheck(cuda, path, n, mask_kind):
+    x, weight, mask, bias = on(cuda, layer(batch=3, n_in=4, n_out=3, n=n))
+    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+    if mask_kind != "bool":
+        values = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(cuda) + 0.3
+        mask = values if mask_kind == "float with gradient" else values * mask
+        mask.requires_grad_(mask_kind == "float with gradient")
+    assert torch.autograd.gradcheck(ops.masked_linear, (x, weight, mask, bias))
+    assert torch.autograd.gradgradcheck(ops.masked_linear, (x, weight, mask, bias))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_second_derivatives(cuda, path, dtype):
+    """A Hessian times a vector through two layers, as GraSP takes it."""
+    x, weight, mask, bias = layer(40, 50, 50, None, F64, 0.3)
+
+    def product(function, x, weight, mask, bias):
+        w = weight.clone().requires_grad_()
+        hidden = function(x, w, mask, bias).tanh()
+        value = function(hidden, w, mask, bias).square().mean()
+        (g,) = torch.autograd.grad(value, w, create_graph=True)
+        return torch.autograd.grad((g * weight.cos()).sum(), w)[0]
+
+    got = product(ops.masked_linear, *on(cuda, (x, weight, mask, bias), dtype))
+    expected = product(reference.masked_linear, x, weight, mask, bias) * mask
+    assert_close(got.cpu().double(), expected, "scores_float64" if dtype == F64 else "scores_float32")
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("mask_kind", ["bool", "float"])
+def test_what_is_pruned_is_not_read(cuda, path, bad, mask_kind):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(70, 190, 23, n=2))
+    given = mask if mask_kind == "bool" else mask.to(F32)
+    clean, dirty = (
+        results(ops.masked_linear, x, w, given, bias, upstream) for w in (weight, torch.where(mask, weight, bad))
+    )
+    compared = range(4) if mask_kind == "bool" else (0, 1, 3)  # a float mask multiplies the gradient by itself
+    assert all(torch.equal(clean[i], dirty[i]) for i in compared)
+
+
+def test_an_infinite_input_on_a_pruned_column_does_not_spread(cuda, sparse_path):
+    x, weight, mask, _ = on(cuda, layer(40, 50, 24, None, F32, 0.2))
+    x[:, 0] = x[:, 49] = math.inf
+    mask[:, 0] = mask[:, 49] = False
+    assert bool(torch.isfinite(ops.masked_linear(x, weight, mask)).all())
+
+
+CHANGES = {
+    "in place": lambda mask: mask.logical_not_(),
+    "one entry": lambda mask: mask.__setitem__((2, 3), not bool(mask[2, 3])),
+    "copy": lambda mask: mask.copy_(torch.rand(mask.shape, device=mask.device) < 0.5),
+    "by a view": lambda mask: mask[1:3].zero_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_mask_is_noticed(cuda, path, change):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(40, 67, 9, density=0.1))
+    results(ops.masked_linear, x, weight, mask, bias, upstream)
+    CHANGES[change](mask)
+    for a, b in zip(
+        results(ops.masked_linear, x, weight, mask, bias, upstream),
+        results(ops.masked_linear, x, weight, mask.clone(), bias, upstream),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_masks_that_come_and_go(cuda, sparse_path):
+    """The next mask lies where the last one did, and has the same version."""
+    x, weight, _, bias = layer(40, 40, 30, None, F32)
+    for i in range(30):
+        mask = torch.rand(30, 40, generator=torch.Generator().manual_seed(i)) < 0.05 * (i % 20)
+        given = on(cuda, (x, weight, mask, bias))
+        assert_all_close(
+            [ops.masked_linear(*given)], [reference.masked_linear(x, weight, mask, bias)], "float32_forward"
+        )
+        del given
+
+
+def test_indices_are_bounded(cuda, sparse_path, monkeypatch):
+    monkeypatch.setattr(_masked_cuda, "MOST_INDICES", 5)
+    x, weight, mask, bias = on(cuda, layer(40, 40, 30, None, F32))
+    masks = [mask.clone() for _ in range(12)]
+    for m in masks:
+        ops.masked_linear(x, weight, m, bias)
+    assert len(_masked_cuda._indices) == 5
+
+
+def test_no_index_for_a_mask_of_one_use(cuda, sparse_path):
+    x, weight, mask, bias = on(cuda, layer(40, 40, 30, None, F32))
+    for needs_grad in (False, True):
+        learned = mask.to(F32).requires_grad_(needs_grad)
+        ops.masked_linear(x, weight.requires_grad_(), learned, bias).sum().backward()
+    assert all(index.columns is None for index in _masked_cuda._indices.values())
+
+
+def test_bitwise_repeatable_and_the_same_alone(cuda, sparse_path):
+    arguments = on(cuda, arguments_of(150, 300, 67, density=0.1, n=4))
+    together = results(ops.masked_linear, *arguments)
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(results(ops.masked_linear, *arguments), together, strict=True))
+    for i in range(4):
+        alone = results(ops.masked_linear, *(a[i] for a in arguments))
+        assert all(torch.equal(a, b[i]) for a, b in zip(alone[:3], together, strict=False))
+    few = ops.masked_linear(arguments[0][:, :40], *arguments[1:4])
+    assert torch.equal(few, together[0][:, :40])  # a sample's output is the same in every batch
+
+
+def test_inputs_are_not_changed_and_gradients_alone_are_the_same(cuda, path):
+    x, weight, mask, bias, upstream = arguments = on(cuda, arguments_of(70, 150, 20, density=0.1))
+    before = [a.clone() for a in arguments]
+    together = results(ops.masked_linear, *arguments)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+    for i in range(3):
+        inputs = [x.clone(), weight.clone(), bias.clone()]
+        inputs[i].requires_grad_()
+        y = ops.masked_linear(inputs[0], inputs[1], mask, inputs[2])
+        assert torch.equal(torch.autograd.grad(y, inputs[i], upstream)[0], together[i + 1])
+
+
+def test_non_contiguous(cuda, path):
+    x, weight, mask, bias = on(cuda, layer(66, 20, 18, 2, F32))
+    views = (x.transpose(1, 2)[:, ::2].transpose(1, 2), weight[:, ::3, ::2], mask[:, ::3, ::2], bias[:, ::3])
+    upstream = torch.randn(2, 6, 66, generator=torch.Generator().manual_seed(5)).to(cuda).mT
+    copies = [v.contiguous() for v in (*views, upstream)]
+    for a, b in zip(results(ops.masked_linear, *views, upstream), results(ops.masked_linear, *copies), strict=True):
+        assert_close(a, b, "float32_forward")
+    odd = (mask.to(torch.uint8) * 2).view(torch.bool)  # bytes other than one
+    assert torch.equal(ops.masked_linear(x, weight, odd, bias), ops.masked_linear(x, weight, mask, bias))
+
+
+@pytest.mark.parametrize("n", [None, 2, 0])
+@pytest.mark.parametrize(("batch", "n_in", "n_out"), [(0, 4, 3), (5, 0, 3), (5, 4, 0), (0, 0, 0)])
+def test_empty(cuda, path, batch, n_in, n_out, n):
+    x, weight, mask, bias = on(cuda, layer(batch, n_in, n_out, n, F32))
+    y = ops.masked_linear(x.requires_grad_(), weight.requires_grad_(), mask, bias.requires_grad_())
+    assert y.shape == (*(() if n is None else (n,)), batch, n_out)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert bool((weight.grad == 0).all())
+    assert torch.equal(bias.grad, torch.full_like(bias, batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(cuda, path, dtype):
+    arguments = arguments_of(70, 190, 23, density=0.3, n=2)
+    halves = on("cpu", arguments, dtype)
+    got = results(ops.masked_linear, *on(cuda, halves))
+    assert all(t.dtype == dtype for t in got)
+    assert_all_close(got, twin(halves), str(dtype).removeprefix("torch."))
+
+
+def test_autocast_sums_in_float32_and_returns_its_dtype(cuda, path):
+    x, weight, mask, bias = on(cuda, layer(40, 67, 9, None, F32))
+    weight.requires_grad_()
+    with torch.autocast(cuda.type, torch.bfloat16):
+        y = ops.masked_linear(x.bfloat16(), weight, mask, bias)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, ops.masked_linear(x.bfloat16().float(), weight, mask, bias).bfloat16())
+    y.sum().backward()
+    assert weight.grad.dtype == F32
+
+
+def raw(x, weight, mask, upstream):
+    return [
+        torch.ops.pns_fast.masked_product(x, weight, mask, None, False),
+        torch.ops.pns_fast.masked_product(upstream, weight, mask, None, True),
+        torch.ops.pns_fast.masked_outer(upstream, x, mask),
+        *torch.ops.pns_fast.masked_backward(upstream, x, weight, mask, [True, True, False])[:2],
+    ]
+
+
+@pytest.mark.parametrize("n", [None, 3])
+def test_registered_products(cuda, path, n):
+    x, weight, mask, _, upstream = arguments_of(65, 230, 40, density=0.1, n=n)
+    got = raw(*on(cuda, (x, weight, mask, upstream)))
+    w = (weight * mask).double()
+    expected = [x.double() @ w.mT, upstream.double() @ w, mask * (upstream.double().mT @ x.double())]
+    assert_all_close(got, [*expected, *expected[1:]], "float32_gradient")
+
+
+def test_opcheck(cuda, path):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(5, 6, 7))
+    torch.library.opcheck(torch.ops.pns_fast.masked_product.default, (x, weight, mask, bias, False))
+    torch.library.opcheck(torch.ops.pns_fast.masked_outer.default, (upstream, x, mask))
+    torch.library.opcheck(torch.ops.pns_fast.masked_backward.default, (upstream, x, weight, mask, [True, True, False]))
+    inputs = (x.requires_grad_(), weight.requires_grad_(), mask, bias.requires_grad_())
+    torch.library.opcheck(torch.ops.pns_fast.masked_linear.default, inputs)
+
+
+@pytest.mark.parametrize("mask_kind", ["bool", "float"])
+def test_torch_compile_and_vmap(cuda, path, mask_kind):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(40, 30, 20, n=3))
+    mask = mask.to(F32) if mask_kind == "float" else mask
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.masked_linear, fullgraph=True, backend="aot_eager")
+    expected = results(ops.masked_linear, x, weight, mask, bias, upstream)
+    for a, b in zip(results(compiled, x, weight, mask, bias, upstream), expected, strict=True):
+        assert_close(a, b, "float32_gradient")
+    got = results(torch.vmap(ops.masked_linear), x, weight, mask, bias, upstream)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, "float32_gradient")
+
+
+def test_wrong_calls(cuda, path):
+    x, weight, mask, bias = on(cuda, layer(5, 4, 3, None, F32))
+    wrong = {
+        "x": (TypeError, (x.int(), weight, mask)),
+        "x: ": (ValueError, (x[:, :3], weight, mask)),
+        "weight": (TypeError, (x.double(), weight, mask)),
+        "mask": (ValueError, (x, weight, mask[:2])),
+        "bias": (ValueError, (x, weight, mask, bias[:2])),
+        "mask: ": (ValueError, (x, weight, mask.cpu())),
+    }
+    for name, (error, arguments) in wrong.items():
+        with pytest.raises(error, match=name):
+            ops.masked_linear(*arguments)
+
+
+def test_runs_on_the_current_stream(cuda, path):
+    arguments = on(cuda, arguments_of(64, 300, 70, density=0.1))
+    expected = results(ops.masked_linear, *arguments)
+    late = torch.zeros_like(arguments[0])
+    square = torch.randn(4096, 4096, device=cuda)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            square = square @ square / 64  # tens of milliseconds: another stream would still see the zeros
+        late.copy_(arguments[0])
+        got = results(ops.masked_linear, late, *arguments[1:])
+    stream.synchronize()
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, "float32_gradient")
+
+
+def test_a_known_mask_waits_for_nothing(cuda, path):
+    arguments = on(cuda, arguments_of(64, 300, 70, density=0.1))
+    results(ops.masked_linear, *arguments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results(ops.masked_linear, *arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_captured_in_a_graph(cuda, path, is_seen):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(64, 300, 70, density=0.1))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # loads kernels and makes cuBLAS's workspaces
+            results(ops.masked_linear, x, weight, mask, bias, upstream)
+            results(ops.masked_linear, x, weight, mask.clone(), bias, upstream)
+    stream.synchronize()
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = mask if is_seen else mask.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = results(ops.masked_linear, x, weight, captured, bias, upstream)
+    for seed in range(2):
+        new = arguments_of(64, 300, 70, seed=seed + 7)
+        for t, value in zip((x, weight, bias, upstream), (new[0], new[1], new[3], new[4]), strict=True):
+            t.copy_(value)
+        graph.replay()
+        assert_all_close(got, twin((new[0], new[1], mask.cpu(), new[3], new[4])), "float32_gradient")
+
+
+def test_every_device_and_the_current_one_stays(cuda, path):
+    arguments = arguments_of(64, 300, 70, density=0.1)
+    expected = twin(arguments)
+    for index in range(torch.cuda.device_count()):
+        assert_all_close(results(ops.masked_linear, *on(f"cuda:{index}", arguments)), expected, "float32_gradient")
+        assert torch.cuda.current_device() == cuda.index
