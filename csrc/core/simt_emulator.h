@@ -261,16 +261,6 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
-inline float __int_as_float(int bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-inline int __float_as_int(float value) {
-  int bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline void __threadfence() {}
 
