@@ -25,7 +25,7 @@ struct CudaBestMatchParams {
   CUstream_st* stream;  // of that device
 };
 
-// Bytes; depends on the sizes alone. 20 for each parameter of the targets, and a float for each target and tile of 4 to
+// Bytes; depends on the sizes alone. 12 for each parameter of the targets, and a float for each target and tile of 4 to
 // 128 candidates.
 int64_t best_match_workspace(int64_t n_problems, int64_t n_targets, int64_t n_candidates, int64_t n_parameters);
 // Throws std::runtime_error("best_match: ...") with CUDA's message.

@@ -43,7 +43,7 @@ struct TileSource {
   bool is_aligned;
 };
 
-// Transposes: a warp takes 8 (4) candidates by 16 (32) columns at a time, two of them in flight.
+// Transposes: a warp takes 8 (4) candidates by 16 (32) columns at a time, two of them in flight (three spill).
 template <typename T>
 __device__ void load_tile(const TileSource<T>& source, int log2_tile, float* tile) {
   constexpr int kFlight = 2;

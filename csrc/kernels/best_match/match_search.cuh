@@ -57,11 +57,13 @@ struct Searched {  // a target
   int holder_limit;  // candidates are free where their owner is above it
 };
 
+// The owner is read past the L1, where the atomics of a resolve kernel do not write.
 template <typename T>
 __device__ DeviceMatch evaluate(const Problem<T>& p, const Workspace& w, const Searched<T>& s, int64_t candidate,
                                 double least_cosine2) {
   const int64_t c = s.problem * p.n_candidates + candidate, theta_at = s.target * p.n_parameters;
-  if (candidate >= p.n_candidates || w.owner[c] <= s.holder_limit) return {kFar, 1, -1, -1};
+  if (candidate >= p.n_candidates) return {kFar, 1, -1, -1};
+  if (*static_cast<const volatile int32_t*>(w.owner + c) <= s.holder_limit) return {kFar, 1, -1, -1};
   const T* m = p.candidates + c * p.n_parameters;
   const int32_t* feature = w.feature + theta_at;
   auto theta = [&](int k) {

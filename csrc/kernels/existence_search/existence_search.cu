@@ -213,9 +213,9 @@ __device__ inline void add_product(float theta, const float4& m, float4* dot) {
 // Bit v: candidate v may reach the threshold.
 __device__ inline unsigned reaching(const float4& dot, const float4& norm, float threshold) {
   constexpr float kTiny = -3e-30f;
-  return (dot.x * fabsf(dot.x) - threshold * norm.x > kTiny) | (dot.y * fabsf(dot.y) - threshold * norm.y > kTiny) << 1 |
-         (dot.z * fabsf(dot.z) - threshold * norm.z > kTiny) << 2 |
-         (dot.w * fabsf(dot.w) - threshold * norm.w > kTiny) << 3;
+  auto reaches = [&](float d, float n) { return d * fabsf(d) - threshold * n > kTiny; };
+  return reaches(dot.x, norm.x) | reaches(dot.y, norm.y) << 1 | reaches(dot.z, norm.z) << 2 |
+         reaches(dot.w, norm.w) << 3;
 }
 
 // kTargets of one group, against the warp's candidates in `tile` (of this lane; the next parameter is 32 on).
