@@ -164,8 +164,8 @@ def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
 
 
 class _SparseOnCuda(torch.autograd.Function):
-    """``x (W m)^T + b`` outside of transforms, the mask's index at hand: past the registered ops and their checks, whose
-    time counts at 1,024 x 1,024."""
+    """``x (W m)^T + b`` outside of transforms, the mask's index at hand: past the registered ops and their checks,
+    whose time counts at 1,024 x 1,024."""
 
     @staticmethod
     def forward(ctx, x, weight, mask, bias, index):
