@@ -44,11 +44,12 @@ void backward_on_device(int64_t n_networks, int64_t batch, int64_t n_in, int64_t
                         uintptr_t packed, uintptr_t grad_columns, uintptr_t grad_x, uintptr_t grad_weight, int device,
                         uintptr_t stream) {
   if (grad_x != 0) {
-    product_on_device(n_networks, batch, n_out, n_in, grad, starts_t, columns_t, weight, true, packed, 0, grad_x, device,
-                      stream);
+    product_on_device(n_networks, batch, n_out, n_in, grad, starts_t, columns_t, weight, true, packed, 0, grad_x,
+                      device, stream);
   }
   if (grad_weight != 0) {
-    outer_on_device(n_networks, batch, n_in, n_out, grad, x, starts, columns, grad_columns, grad_weight, device, stream);
+    outer_on_device(n_networks, batch, n_in, n_out, grad, x, starts, columns, grad_columns, grad_weight, device,
+                    stream);
   }
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -123,12 +124,18 @@ def _build(mask: Tensor) -> MaskIndex:
     return index
 
 
+@cache
+def has_room(device: int) -> bool:
+    """Whether a block gets the 227 KB of shared memory that the sparse kernels are cut for."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
 def sparse_index(x: Tensor, mask: Tensor, below: float) -> MaskIndex | None:
     """The mask's index if a product of ``x`` [..., B, .] with it takes the sparse path."""
     n_weights, n_samples = mask.numel(), x.shape[-2]
     if x.dtype != torch.float32 or n_weights < FEWEST_WEIGHTS or n_samples < FEWEST_SAMPLES or x.numel() == 0:
         return None
-    if max(mask.shape[-2:]) > MOST_COLUMNS or not 0 < n_weights < 1 << 31:
+    if max(mask.shape[-2:]) > MOST_COLUMNS or not 0 < n_weights < 1 << 31 or not has_room(x.get_device()):
         return None
     index = mask_index(mask)
     return None if index is None or index.columns is None or index.density >= below else index

@@ -1,6 +1,6 @@
-// What is made of a mask alone. Its index, built on the device: bits of the mask and of its transpose in one pass over its bytes, kept
-// counts, their prefix sums, then the columns. A warp owns a square of 32 x 32 entries, later a row. And the masked
-// copy of a dense weight or gradient, 16 bytes a thread.
+// What is made of a mask alone. Its index, built on the device: bits of the mask and of its transpose in one pass over
+// its bytes, kept counts, their prefix sums, then the columns. A warp owns a square of 32 x 32 entries, later a row.
+// And the masked copy of a dense weight or gradient, 16 bytes a thread.
 // Bytes moved for 4,096 x 4,096: 17 MB of mask, 4 MB of bits written and read twice, 2 bytes a kept weight and index.
 // No shared memory to speak of, below 64 registers.
 #include "core/cuda_check.cuh"
@@ -27,8 +27,8 @@ inline dim3 grid_of_warps(int64_t n_warps) {
   return dim3(static_cast<unsigned>(n_blocks < kMaxGrid ? n_blocks : kMaxGrid));
 }
 
-__device__ inline int64_t first_warp() { return int64_t{blockIdx.x} * (blockDim.x / kWarpSize) + threadIdx.x / kWarpSize; }
-__device__ inline int64_t warps_of_grid() { return int64_t{gridDim.x} * (blockDim.x / kWarpSize); }
+__device__ inline int64_t first_warp() { return (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize; }
+__device__ inline int64_t warps_of_grid() { return int64_t{gridDim.x} * (kThreads / kWarpSize); }
 
 // Lane l reads column l of 32 rows: a ballot a row gives the rows' words, what a lane collects is its column's.
 __global__ void __launch_bounds__(kThreads) mask_bits_kernel(CudaMaskCount p) {
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads) mask_bits_kernel(CudaMaskCount p) {
   const int64_t n_words = ceil_div(p.n_in, kWord), n_words_t = ceil_div(p.n_out, kWord);
   const int64_t n_squares = p.n_networks * n_words * n_words_t;
   for (int64_t square = first_warp(); square < n_squares; square += warps_of_grid()) {
-    const int64_t word = square % n_words, word_t = square / n_words % n_words_t, network = square / n_words / n_words_t;
+    const int64_t word = square % n_words, word_t = square / n_words % n_words_t;
+    const int64_t network = square / n_words / n_words_t;
     const int64_t first_row = word_t * kWord, column = word * kWord + lane;
     const int64_t n_left = p.n_out - first_row;
     const int n_rows = static_cast<int>(n_left < kWord ? n_left : kWord);
@@ -137,8 +138,8 @@ struct alignas(16 / sizeof(T)) MaskPack {
 
 // 16 bytes and their mask entries a thread; the elements before `first` and after the last 16 bytes one by one.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) select_kernel(const T* in, const uint8_t* mask, T* out, int64_t n, int64_t first,
-                                                          int64_t n_packs) {
+__global__ void __launch_bounds__(kThreads) select_kernel(const T* in, const uint8_t* mask, T* out, int64_t n,
+                                                          int64_t first, int64_t n_packs) {
   constexpr int64_t kPack = 16 / sizeof(T);
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x, n_threads = int64_t{gridDim.x} * kThreads;
   const auto* packs = reinterpret_cast<const Pack<T>*>(in + first);
@@ -179,9 +180,10 @@ void launch_mask_count(const CudaMaskCount& p, const CudaQueue& queue) {
   using namespace mask_index;
   const CudaDeviceGuard guard("masked_linear", queue.device);
   const int64_t n_squares = p.n_networks * ceil_div(p.n_in, kWord) * ceil_div(p.n_out, kWord);
-  if (n_squares > 0) cuda_launch("masked_linear", {grid_of_warps(n_squares), kThreads, queue.stream}, mask_bits_kernel, p);
   const int64_t n_rows = p.n_networks * (p.n_out + p.n_in);
-  if (n_rows > 0) cuda_launch("masked_linear", {grid_of_warps(n_rows), kThreads, queue.stream}, mask_count_kernel, p);
+  const cudaStream_t stream = queue.stream;
+  if (n_squares > 0) cuda_launch("masked_linear", {grid_of_warps(n_squares), kThreads, stream}, mask_bits_kernel, p);
+  if (n_rows > 0) cuda_launch("masked_linear", {grid_of_warps(n_rows), kThreads, stream}, mask_count_kernel, p);
   cuda_launch("masked_linear", {dim3(2), kScanThreads, queue.stream}, mask_scan_kernel, p);
 }
 

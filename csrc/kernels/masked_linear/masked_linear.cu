@@ -5,7 +5,8 @@
 //   Product: a block owns 32 samples of some rows, 8 lanes (4 samples each) a row. It walks through panels of x.
 //   Outer product: a block owns a segment of 192 columns of some rows with up to 256 samples, a warp a row.
 // Bytes moved (4,096 x 4,096, 256 samples): product: 64 MB of x from L2, 48 bytes a kept weight; outer product: 28 MB
-// of x, 92 MB of grad from L2, the whole gradient written once. 225 KB and 207 KB of shared memory, one block an SM.
+// of x, 92 MB of grad from L2, the whole gradient written once. At most 226 and 207 KB of shared memory: one block an
+// SM, with 1,024 threads of 59 registers or 512 of 96.
 #include <algorithm>
 
 #include "core/cuda_check.cuh"
@@ -83,7 +84,7 @@ __device__ inline void multiply_add(float weight, const float4& x, float4& sum) 
 // A row's kept weights, and how far it has come.
 struct Row {
   int at, end;
-  const float* weight;  // the row's first in the dense weight
+  int first;  // of the row in the dense weight, which has fewer than 2^31
 };
 
 struct Panel {
@@ -96,13 +97,13 @@ struct Panel {
 // Adds the row's entries in the panel. A group takes 8 at once, each lane fetches one while the 8 before are summed:
 // its column two rounds ahead, its weight one. Groups that have none left take part with zeros: a weight of 0 times a
 // feature that is there could be NaN.
-__device__ void add_entries(const CudaMaskedProduct& p, const Panel& panel, int64_t column_stride, Row& row,
+__device__ void add_entries(const CudaMaskedProduct& p, const Panel& panel, int column_stride, Row& row,
                             float4& sum) {
   const int lane = threadIdx.x % kGroup, shift = threadIdx.x % kWarpSize / kGroup * kGroup;
   auto column_at = [&](int at) { return at < row.end ? static_cast<int>(p.columns[at]) : kNoColumn; };
   auto weight_at = [&](int at, int column) {
     if (column >= panel.end) return 0.0f;
-    return p.packed != nullptr ? p.packed[at] : row.weight[column * column_stride];
+    return p.packed != nullptr ? p.packed[at] : p.weight[row.first + column * column_stride];
   };
   int column = column_at(row.at + lane), ahead = column_at(row.at + kGroup + lane);
   float weight = weight_at(row.at + lane, column);
@@ -119,21 +120,27 @@ __device__ void add_entries(const CudaMaskedProduct& p, const Panel& panel, int6
     weight = weight_at(row.at + lane, column);
     ahead = column_at(row.at + kGroup + lane);
     __syncwarp();
-#pragma unroll
-    for (int pair = 0; pair < kGroup / 2; ++pair) {
-      const int4 entry = panel.entries[pair];
-      multiply_add(__int_as_float(entry.y), *reinterpret_cast<const float4*>(panel.x + entry.x + 4 * lane), sum);
-      multiply_add(__int_as_float(entry.w), *reinterpret_cast<const float4*>(panel.x + entry.z + 4 * lane), sum);
+    const float* x = panel.x + 4 * lane;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {  // 4 features in flight; with all 8 registers spill
+      const int4 first = panel.entries[2 * half], second = panel.entries[2 * half + 1];
+      const float4 values[] = {
+          *reinterpret_cast<const float4*>(x + first.x), *reinterpret_cast<const float4*>(x + first.z),
+          *reinterpret_cast<const float4*>(x + second.x), *reinterpret_cast<const float4*>(x + second.z)};
+      multiply_add(__int_as_float(first.y), values[0], sum);
+      multiply_add(__int_as_float(first.w), values[1], sum);
+      multiply_add(__int_as_float(second.y), values[2], sum);
+      multiply_add(__int_as_float(second.w), values[3], sum);
     }
     __syncwarp();
   }
 }
 
 __device__ inline Row row_at(const CudaMaskedProduct& p, const ProductPlan& plan, int64_t network, int64_t row) {
-  if (row >= p.n_rows) return {0, 0, nullptr};
+  if (row >= p.n_rows) return {0, 0, 0};
   const int32_t* starts = p.starts + (network * p.n_rows + row) * plan.n_segments;
-  const float* weight = p.weight + network * p.n_rows * p.n_in + row * (p.is_transposed ? 1 : p.n_in);
-  return {starts[0], starts[plan.n_segments], weight};
+  const int64_t first = network * p.n_rows * p.n_in + row * (p.is_transposed ? 1 : p.n_in);
+  return {starts[0], starts[plan.n_segments], static_cast<int>(first)};
 }
 
 // The group's sums: its 4 samples a lane, of the rows it owns.
@@ -156,13 +163,13 @@ __device__ void write_sums(const CudaMaskedProduct& p, int64_t network, int64_t 
 }
 
 template <int kRows>
-__global__ void __launch_bounds__(kMaxThreads) sparse_product_kernel(CudaMaskedProduct p, ProductPlan plan) {
+__global__ void __launch_bounds__(kMaxThreads, 1) sparse_product_kernel(CudaMaskedProduct p, ProductPlan plan) {
   PNS_DYNAMIC_SHARED(shared);
   float* x = reinterpret_cast<float*>(shared);
   const int group = threadIdx.x / kGroup, n_groups = blockDim.x / kGroup, zeros = plan.panel * kFeatureStride;
   if (threadIdx.x < kFeatureStride) x[zeros + threadIdx.x] = 0.0f;
   int4* entries = reinterpret_cast<int4*>(x + zeros + kFeatureStride) + group * kEntryPairs;
-  const int64_t column_stride = p.is_transposed ? p.n_rows : 1;
+  const int column_stride = p.is_transposed ? static_cast<int>(p.n_rows) : 1;
   for (int64_t block = blockIdx.x; block < plan.n_blocks; block += gridDim.x) {
     const int64_t network = block / plan.n_tiles / plan.n_row_blocks;
     const int64_t first_row = block / plan.n_tiles % plan.n_row_blocks * n_groups * kRows + group;
@@ -302,7 +309,7 @@ __device__ OuterRow<kQuads> outer_row(const CudaMaskedOuter& p, const OuterPlan&
 }
 
 template <int kQuads>
-__global__ void __launch_bounds__(kOuterThreads) sparse_outer_kernel(CudaMaskedOuter p, OuterPlan plan) {
+__global__ void __launch_bounds__(kOuterThreads, 1) sparse_outer_kernel(CudaMaskedOuter p, OuterPlan plan) {
   PNS_DYNAMIC_SHARED(shared);
   constexpr int kChunk = kQuads * kQuad, kStride = kChunk + 4;  // an odd number of 16 bytes
   float* x = reinterpret_cast<float*>(shared);  // [kSegment][kStride]
@@ -317,8 +324,8 @@ __global__ void __launch_bounds__(kOuterThreads) sparse_outer_kernel(CudaMaskedO
     const int64_t end_row = first_row + plan.rows_of_block < p.n_out ? first_row + plan.rows_of_block : p.n_out;
     for (int64_t sample = 0; sample < plan.padded; sample += kChunk) {
       __syncthreads();  // the samples before have been read
-      load_features(p.x + (network * p.batch + sample) * p.n_in + first_column, p.n_in, p.batch - sample, kChunk, size, x,
-                    kStride);
+      const float* samples = p.x + (network * p.batch + sample) * p.n_in + first_column;
+      load_features(samples, p.n_in, p.batch - sample, kChunk, size, x, kStride);
       __syncthreads();
       const int64_t own_row = first_row + warp;
       if (own_row >= end_row) continue;
@@ -341,7 +348,9 @@ ProductPlan make_product_plan(const CudaMaskedProduct& p, int64_t largest_panel)
   plan.n_segments = ceil_div(p.n_in, kCudaSegment);
   const int64_t n_panels = ceil_div(p.n_in, largest_panel);
   plan.panel = static_cast<int>(ceil_div(p.n_in, n_panels));
-  constexpr struct { int n_threads, rows_of_group; } kShapes[] = {{kMinThreads, 1}, {kMaxThreads, 1}, {kMaxThreads, 2}};
+  constexpr struct {
+    int n_threads, rows_of_group;
+  } kShapes[] = {{kMinThreads, 1}, {kMaxThreads, 1}, {kMaxThreads, 2}};
   for (const auto& shape : kShapes) {
     plan.n_threads = shape.n_threads;
     plan.rows_of_group = shape.rows_of_group;

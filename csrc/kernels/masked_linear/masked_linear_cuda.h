@@ -42,7 +42,7 @@ struct CudaMaskedProduct {
   const float* x;           // [N, B, n_in]
   const int32_t* starts;    // of an index with rows [N * n_rows] and n_in columns
   const uint16_t* columns;  // [kept]
-  const float* weight;      // [N, n_rows, n_in], or where the index is of the transpose [N, n_in, n_rows]
+  const float* weight;      // [N, n_rows, n_in], or where the index is of the transpose [N, n_in, n_rows]; below 2^31
   bool is_transposed;
   float* packed;      // [kept], scratch: the kept weights are first gathered there; null: gathered at each use
   const float* bias;  // [N, n_rows] or null

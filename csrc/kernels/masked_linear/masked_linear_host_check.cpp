@@ -160,7 +160,8 @@ void check_alone() {
 void check_infinite_input() {
   const Layer l{1, 40, 24, 50, 0.2};
   Inputs in(l);
-  for (int64_t b = 0; b < l.batch; ++b) in.x[b * l.n_in] = in.x[b * l.n_in + 49] = std::numeric_limits<float>::infinity();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (int64_t b = 0; b < l.batch; ++b) in.x[b * l.n_in] = in.x[b * l.n_in + 49] = kInfinity;
   for (int64_t o = 0; o < l.n_out; ++o) in.mask[o * l.n_in] = in.mask[o * l.n_in + 49] = 0;
   std::tie(in.index, in.transposed) = index_of(in.mask, 1, l.n_out, l.n_in);
   for (float y : product(l, in, false, false, 20)) REQUIRE(std::isfinite(y), "an output is %g", y);
