@@ -65,11 +65,11 @@ class Masks(LayerStack):
     def density(self, biases: bool = True) -> Tensor:
         """Kept parameters / all parameters, float64 ``[N]``; weights only where ``biases`` is False."""
         parts = (*self.weights, *self.biases) if biases else self.weights
-        return _count(parts).double() / sum(part[0].numel() for part in parts)
+        return _fraction(_count(parts), sum(part[0].numel() for part in parts))
 
     def layer_densities(self) -> Tensor:
         """Kept weights / weights of each layer, float64 ``[N, L]``."""
-        return torch.stack([_count([w]).double() / w[0].numel() for w in self.weights], dim=1)
+        return torch.stack([_fraction(_count([w]), w[0].numel()) for w in self.weights], dim=1)
 
     def collapsed(self) -> Tensor:
         """Whether some layer keeps no weight, so that no input reaches an output: bool ``[N]``."""
@@ -105,6 +105,11 @@ def _count(parts: Sequence[Tensor]) -> Tensor:
     """What each network keeps of bool ``[N, ...]`` tensors: int64 ``[N]``."""
     # in 32 bits, which a layer fits: on the CPU torch sums bools to int64 16 times as slowly
     return sum(part.flatten(1).sum(1, dtype=torch.int32).long() for part in parts)
+
+
+def _fraction(count: Tensor, n: int) -> Tensor:
+    """count / n in float64, the same bits on every device: by a number, CUDA multiplies with its inverse."""
+    return count.double() / torch.full_like(count, n, dtype=torch.float64)
 
 
 def cat_masks(masks: Sequence[Masks]) -> Masks:
