@@ -258,7 +258,7 @@ def train_loop(job: Training) -> Tensor:
     kept = None if job.is_dense else [m[0].float() for pair in job.layers(job.mask[:1]) for m in pair]
     optimizer = _adam(leaves, job.lr)
     x, y = job.x[job.order[0]].split(job.batch_size), job.y[job.order[0]].split(job.batch_size)
-    total = torch.zeros(1)
+    total = torch.zeros(1, device=job.x.device)
     for x_batch, y_batch in zip(x, y, strict=True):
         loss = F.cross_entropy(_mlp(x_batch, layers), y_batch)
         optimizer.zero_grad()
@@ -287,7 +287,7 @@ def train_stacked(job: Training) -> Tensor:
     optimizer = _adam(leaves, job.lr)
     x = job.x[job.order].split(job.batch_size, dim=1)
     y = job.y[job.order].split(job.batch_size, dim=1)
-    total = torch.zeros(len(job.parameters))
+    total = torch.zeros(len(job.parameters), device=job.x.device)
     for x_batch, y_batch in zip(x, y, strict=True):
         h = x_batch
         for i, (weight, bias) in enumerate(layers):
@@ -329,7 +329,7 @@ def edge_popup_public(job: Training, scores: Tensor, density: float) -> Tensor:
     leaves = [p[0].requires_grad_() for pair in job.layers(scores[:1]) for p in pair]
     optimizer = torch.optim.SGD(leaves, lr=job.lr, momentum=0.9, weight_decay=5e-4)
     x, y = job.x[job.order[0]].split(job.batch_size), job.y[job.order[0]].split(job.batch_size)
-    total = torch.zeros(1)
+    total = torch.zeros(1, device=job.x.device)
     for x_batch, y_batch in zip(x, y, strict=True):
         effective = [w * GetSubnet.apply(s.abs(), density) for w, s in zip(weights, leaves, strict=True)]
         loss = F.cross_entropy(_mlp(x_batch, list(zip(effective[::2], effective[1::2], strict=True))), y_batch)
@@ -348,7 +348,7 @@ def edge_popup_loop(job: Training, scores: Tensor, density: float) -> Tensor:
     keep = [max(0, int(np.ceil(density * p.numel() - 1e-9))) for p in leaves]
     optimizer = torch.optim.SGD(leaves, lr=job.lr, momentum=0.9, weight_decay=5e-4)
     x, y = job.x[job.order[0]].split(job.batch_size), job.y[job.order[0]].split(job.batch_size)
-    total = torch.zeros(1)
+    total = torch.zeros(1, device=job.x.device)
     for x_batch, y_batch in zip(x, y, strict=True):
         masks = [mask_by_topk(s.abs().flatten(), k).reshape(s.shape) for s, k in zip(leaves, keep, strict=True)]
         effective = [(w * m).requires_grad_() for w, m in zip(weights, masks, strict=True)]

@@ -46,6 +46,7 @@ def use_devices(device: str, n_threads: int) -> None:
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", n_threads)
         return
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32, as torch and we have it; else TF32
     try:
         jax.devices()
     except RuntimeError:

@@ -25,7 +25,8 @@ from pns_fast import ops
 
 WIDTHS = (2, 100, 100, 100, 4)
 DENSITIES = (1.0, 0.5, 0.1, 0.01, 0.005)
-STACKED = 8  # networks of the batched products
+STACKED = {"cpu": 8, "cuda": 528}  # networks of the batched products
+ON_GPU = 528  # networks: four a multiprocessor of an H100 or H200
 LOSS_TOLERANCE = 1e-3  # of the mean loss over up to 60 steps
 EPOCH_TOLERANCE = 1e-2  # over 282 steps: one ReLU that rounding flips moves a network's loss by about 1e-3
 POPUP_TOLERANCE = 5e-3  # a score that crosses the threshold a step earlier changes the network
@@ -40,8 +41,10 @@ OURS = "pns_fast.ops.mlp_trainer"
 
 
 def cases(quick: bool, device: str) -> list[Case]:
-    n, steps = (8, 20) if quick else (16, 60)
     make = partial(Case, "mlp_trainer", unit="network-step")
+    if device == "cuda":
+        return _cuda_cases(quick, make)
+    n, steps = (8, 20) if quick else (16, 60)
     train = [
         make(
             f"{_networks(n)}, Adam, density {d:g}",
@@ -61,6 +64,28 @@ def cases(quick: bool, device: str) -> list[Case]:
         for count, d in popup
     ]
     return train + _curves(quick, make)
+
+
+def _cuda_cases(quick: bool, make) -> list[Case]:
+    """As on the CPU, with as many networks as a GPU wants; and one, which it does not."""
+    n, found = ON_GPU, []
+    for density in (1.0, 0.1) if quick else (1.0, 0.5, 0.1, 0.01):
+        build = partial(_train, n, 20, density, "connected", "cuda")
+        found.append(make(f"{_networks(n)}, Adam, density {density:g}", build, budget=1.5))
+    if not quick:
+        found.append(make(f"{_networks(n)}, random mask, density 0.1", partial(_train, n, 20, 0.1, "random", "cuda")))
+    for count, density in ((n, 0.1),) if quick else ((n, 0.1), (n, 0.5), (1, 0.1)):
+        label = f"{_networks(count)}, edge-popup, density {density:g}"
+        found.append(make(label, partial(_popup, count, 20, density, "cuda")))
+    for count in (1, 1000) if quick else (1, 16, 132, 1000, 10_000):
+        build = partial(_curve, density=0.1, jax=False, n=count, device="cuda")
+        points = (Point(NETWORKS, count),)
+        found.append(make(f"{_networks(count)}, density 0.1", build, budget=0.3, points=points, compared=False))
+    for width in () if quick else (32, 100, 300, 1000):
+        build = partial(_curve, density=0.1, jax=False, widths=(2, *[width] * 3, 4), n=132, device="cuda")
+        points = (Point(WIDTH, width, "density 0.1"),)
+        found.append(make(f"132 networks, width {width}", build, budget=0.3, points=points, compared=False))
+    return found
 
 
 def _networks(n: int) -> str:
@@ -108,8 +133,9 @@ def _free_bytes() -> int:
 
 
 @cache
-def _data() -> pns.tasks.Data:
-    return pns.tasks.get("circle").sample(n=10_000, seed=0)
+def _samples(device: str) -> tuple[Tensor, Tensor]:
+    data = pns.tasks.get("circle").sample(n=10_000, seed=0)
+    return data.x_train.to(device), data.y_train.to(device)
 
 
 def _job(
@@ -120,21 +146,23 @@ def _job(
     widths: Sequence[int] = WIDTHS,
     batch_size: int = 32,
     n_orders: int | None = None,
+    device: str = "cpu",
 ) -> Training:
     """The first ``n_samples`` of Circle in the trainer's own batch order; ``n_orders``: where peers train fewer."""
     parameters = pns.init_population(widths, n=min(n, DISTINCT), seed=0).flatten().repeat(-(-n // DISTINCT), 1)[:n]
     order = torch.stack([ops.batch_order(n_samples, (0, i), 0) for i in range(n if n_orders is None else n_orders)])
-    x, y = _data().x_train[:n_samples], _data().y_train[:n_samples]
-    return Training(tuple(widths), parameters.mul_(mask), mask, x, y, order, batch_size, lr)
+    x, y = (part[:n_samples] for part in _samples(device))
+    parameters, mask = parameters.mul_(mask).to(device), mask.to(device)
+    return Training(tuple(widths), parameters, mask, x, y, order.to(device), batch_size, lr)
 
 
 def _ours(job: Training, **options) -> Tensor:
     """Trains one epoch; mean losses [N]. The test set is 32 samples: its evaluation costs less than a step."""
-    n = len(job.parameters)
-    keys = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], dim=1)
+    number = torch.arange(len(job.parameters), device=job.x.device)
+    keys = torch.stack([number * 0, number], dim=1)
     samples = job.x[None], job.y[None], job.x[None, :32], job.y[None, :32]
     results = ops.mlp_trainer(
-        job.parameters, job.mask, job.widths, *samples, torch.zeros(n, dtype=torch.int64), keys,
+        job.parameters, job.mask, job.widths, *samples, number * 0, keys,
         loss="cross_entropy", epochs=1, batch_size=job.batch_size, lr=job.lr, **options,
     )  # fmt: skip
     return results[3][:, 0]
@@ -166,7 +194,7 @@ def _kept_note(job: Training) -> str:
 
 
 def _loss_check(expected: Tensor, tolerance: float, losses: Tensor) -> str:
-    return differs(expected[: len(losses)].double(), losses.double(), tolerance, "loss of the epoch")
+    return differs(expected[: len(losses)].double().cpu(), losses.double().cpu(), tolerance, "loss of the epoch")
 
 
 def _own(job: Training, **options) -> Contender:
@@ -182,8 +210,10 @@ def _peer(name: str, run, network_steps: int, expected: Tensor, tolerance: float
 _fastest_threads: dict[str, int] = {}
 
 
-def _threads(name: str, run) -> tuple[str, object]:
+def _threads(name: str, run, device: str) -> tuple[str, object]:
     """On one thread or on all: products this small may be faster on one. Searched once, density changes no shape."""
+    if device == "cuda":
+        return "eager", run
     forms = {n: peers.on_threads(run, n) for n in (1, torch.get_num_threads())}
     if name not in _fastest_threads:
         _fastest_threads[name] = fastest(forms)[0]
@@ -194,13 +224,19 @@ def _threads(name: str, run) -> tuple[str, object]:
 ADAM = {"optimizer": "adam", "beta1": 0.9}
 
 
-def _train(n: int, steps: int, density: float, kind: str) -> list[Contender]:
-    mask = make_mask(kind, WIDTHS, n, density)
-    job, part = _job(n, 9000, mask, 1e-3), _job(STACKED, 32 * steps, mask[:STACKED], 1e-3)
+def _many_masks(kind: str, widths: tuple[int, ...], n: int, density: float) -> Tensor:
+    """Of n networks, of which some may be the same: they take long to draw."""
+    return make_mask(kind, widths, min(n, DISTINCT), density).repeat(-(-n // DISTINCT), 1)[:n]
+
+
+def _train(n: int, steps: int, density: float, kind: str, device: str = "cpu") -> list[Contender]:
+    mask, n_stacked = _many_masks(kind, WIDTHS, n, density), STACKED[device]
+    job = _job(n, 9000, mask, 1e-3, device=device)
+    part = _job(n_stacked, 32 * steps, mask[:n_stacked], 1e-3, device=device)
     full_losses, part_losses = _ours(job, **ADAM), _ours(part, **ADAM)
     dense = _dense_work(job)
-    loop_threads, loop = _threads("loop", partial(peers.train_loop, part))
-    stack_threads, stack = _threads("stacked", partial(peers.train_stacked, part))
+    loop_threads, loop = _threads("loop", partial(peers.train_loop, part), device)
+    stack_threads, stack = _threads("stacked", partial(peers.train_stacked, part), device)
     contenders = [
         # a rate over weights that are skipped would say nothing
         replace(_own(job, **ADAM), work=None if kind == "random" else _work(job, job.mask), note=_kept_note(job)),
@@ -209,11 +245,14 @@ def _train(n: int, steps: int, density: float, kind: str) -> list[Contender]:
             work=dense, note=f"{steps} of {job.steps} steps, {loop_threads}",
         ),
         _peer(
-            f"torch baddbmm, {STACKED} networks", stack, STACKED * part.steps, part_losses, LOSS_TOLERANCE,
+            f"torch baddbmm, {n_stacked} networks", stack, n_stacked * part.steps, part_losses, LOSS_TOLERANCE,
             work=dense, note=f"{steps} of {job.steps} steps, {stack_threads}",
         ),
     ]  # fmt: skip
-    for name, (run, note) in peers_jax.trainers(job, torch.get_num_threads()).items():
+    names = (
+        peers_jax.NAMES if device == "cpu" else peers_jax.NAMES[:1]
+    )  # the others are for several devices or few networks
+    for name, (run, note) in peers_jax.trainers(job, torch.get_num_threads(), names).items():
         contenders.append(_peer(name, run, n * job.steps, full_losses, EPOCH_TOLERANCE, work=dense, note=note))
     return contenders
 
@@ -225,13 +264,14 @@ def _curve(
     n: int = 16,
     batch_size: int = 32,
     n_threads: int | None = None,
+    device: str = "cpu",
 ) -> list[Contender]:
     """Ours, and JAX where it takes few steps and runs on as many threads."""
     steps = min(CURVE_STEPS, CURVE_SAMPLES // batch_size)
     jax = jax and n_threads is None and n * steps <= JAX_NETWORK_STEPS and max(widths) < 1000
-    mask = make_mask("connected", widths, min(n, DISTINCT), density).repeat(-(-n // DISTINCT), 1)[:n]
-    job = _job(n, batch_size * steps, mask, CURVE_LR, widths, batch_size, n_orders=n if jax else 1)
-    some = replace(job, mask=mask[:DISTINCT])
+    mask = _many_masks("connected", widths, n, density)
+    job = _job(n, batch_size * steps, mask, CURVE_LR, widths, batch_size, n_orders=n if jax else 1, device=device)
+    some = replace(job, mask=job.mask[:DISTINCT])
     ours = replace(_own(job, **ADAM), work=_work(some, some.mask), note=_kept_note(some))
     if n_threads is not None:
         ours = replace(ours, run=peers.on_threads(ours.run, n_threads))
@@ -248,10 +288,10 @@ def _curve(
     ]
 
 
-def _popup(n: int, steps: int, density: float) -> list[Contender]:
+def _popup(n: int, steps: int, density: float, device: str = "cpu") -> list[Contender]:
     mask = make_mask("connected", WIDTHS, n, 1.0)
-    job, part = _job(n, 9000, mask, 0.1), _job(1, 32 * steps, mask[:1], 0.1)
-    scores = 0.1 * torch.randn(job.parameters.shape, generator=torch.Generator().manual_seed(1))
+    job, part = _job(n, 9000, mask, 0.1, device=device), _job(1, 32 * steps, mask[:1], 0.1, device=device)
+    scores = 0.1 * torch.randn(job.parameters.shape, generator=torch.Generator().manual_seed(1)).to(device)
     sgd = {"optimizer": "sgd", "beta1": 0.9, "weight_decay": 5e-4, "density": density}
     losses = _ours(part, scores=scores[:1], **sgd)
     kept, first = _kept_weights(job.mask, WIDTHS)
@@ -259,7 +299,7 @@ def _popup(n: int, steps: int, density: float) -> list[Contender]:
     contenders = [replace(_own(job, scores=scores, **sgd), work=work)]
     loops = {"torch loop, topk": peers.edge_popup_loop, "torch loop, public code": peers.edge_popup_public}
     for name, loop in loops.items():
-        threads, run = _threads(name, partial(loop, part, scores[:1], density))
+        threads, run = _threads(name, partial(loop, part, scores[:1], density), device)
         note = f"1 network, {steps} of {job.steps} steps, {threads}"
         contenders.append(_peer(name, run, part.steps, losses, POPUP_TOLERANCE, note=note))
     return contenders

@@ -254,6 +254,13 @@ inline unsigned __ballot_sync(unsigned lanes, bool is_set) {
   });
 }
 
+inline int __reduce_add_sync(unsigned lanes, int value) {
+  return static_cast<int>(pns::simt::exchange(lanes, static_cast<uint32_t>(value), [](const uint64_t* slots) {
+    uint32_t sum = 0;
+    for (int lane = 0; lane < pns::simt::kWarp; ++lane) sum += static_cast<uint32_t>(slots[lane]);
+    return sum;
+  }));
+}
 inline bool __any_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) != 0; }
 inline bool __all_sync(unsigned lanes, bool is_set) { return __ballot_sync(lanes, is_set) == 0xFFFFFFFFu; }
 

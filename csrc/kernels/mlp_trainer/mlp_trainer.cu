@@ -59,6 +59,7 @@ __device__ void store_mask(const CudaTrainer& t, int64_t i) {
   const unsigned char* image = t.images + t.image_at[i];
   const ImageLayer* layers = reinterpret_cast<const ImageLayer*>(image);
   __shared__ ImageSizes sizes;
+  __shared__ uint32_t counts[kMostBins];
   if (threadIdx.x == 0) sizes = lay_out(t, t.widths, t.counts + i * 2 * t.n_layers, nullptr);
   __syncthreads();
   const int32_t* keep = t.keep + 2 * t.n_layers * (t.epochs > 0 ? t.epochs - 1 : 0);
@@ -71,7 +72,7 @@ __device__ void store_mask(const CudaTrainer& t, int64_t i) {
                                     : of_layer + n_states(t) * stride + kScore * state_stride(layer.n_rows);
     const ScorePart scores = is_weights ? ScorePart{score, layer.n_rows, layer.n_columns, layer.row_stride}
                                         : ScorePart{score, 1, layer.n_rows, layer.n_rows};
-    const Threshold threshold = find_threshold(scores, keep[part]);
+    const Threshold threshold = find_threshold(scores, keep[part], counts);
     uint8_t* out = t.mask_out + i * t.n_parameters + (is_weights ? layer.weight_at : layer.bias_at);
     for (int k = threadIdx.x; k < scores.n_stored(); k += blockDim.x) {
       if (scores.is_padding(k)) continue;

@@ -225,7 +225,8 @@ int main() {
       {"streamed", {3, 18, 37, 4}, ce, adam, 70, 33, 2, 32, 0.9, 0, 0.25, -1, false, 34 << 10, 64, 1},
       {"global", {3, 18, 37, 4}, ce, adam, 70, 33, 2, 32, 0.5, 0, 0.6, -1, false, 1 << 10, 64, 1},
       {"edge-popup", {3, 18, 21, 4}, ce, sgd, 70, 33, 3, 32, 1.0, 5e-4, 0.25, 0.4, true, all, 64, 2},
-      {"edge-popup, global", {3, 18, 21, 4}, mse, adam, 40, 33, 2, 32, 1.0, 0, 0.25, 0.1, false, 1 << 10, 64, 1},
+      {"edge-popup, block", {3, 30, 25, 4}, ce, sgd, 200, 33, 3, 32, 1.0, 5e-4, 0.25, 0.4, false, all, 64, 2},
+      {"edge-popup, global", {3, 30, 21, 4}, mse, adam, 40, 33, 2, 32, 1.0, 0, 0.25, 0.1, false, 1 << 10, 64, 1},
   };
   for (const pns::Setting& s : settings) pns::check(s);
   std::printf("%d cases agree\n", pns::n_cases);

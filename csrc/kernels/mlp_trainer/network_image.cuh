@@ -50,7 +50,7 @@ struct ImageSizes {
   int64_t activations;        // bytes
   int32_t delta, delta_rows;  // first row of the three delta buffers, rows of each
   int32_t target;             // first row of the targets (two sets)
-  int64_t integers, sums;     // bytes from the begin: labels and order (two sets each), accumulators
+  int64_t integers, sums, brackets;  // bytes from the begin: labels and order (two sets each), accumulators, edge-popup's
 };
 
 // By the kept fraction of live rows x columns, rounded up to the tiles of 16 x 32 that a warp works on; edge-popup trains
@@ -108,7 +108,8 @@ PNS_HOST_DEVICE inline ImageSizes lay_out(const CudaTrainer& t, const int32_t* w
   rows_at += t.y_train != nullptr ? 2 * n_out : 0;
   sizes.integers = rows_at * row_bytes;
   sizes.sums = sizes.integers + 4 * round_up(t.batch_size, kTile) * 4;
-  sizes.activations = sizes.sums + round_up((3 * n_out + 1) * 8, 16);
+  sizes.brackets = sizes.sums + round_up((3 * n_out + 1) * 8, 16);
+  sizes.activations = sizes.brackets + round_up(t.scores != nullptr ? 2 * n_layers * 8 : 0, 16);
   return sizes;
 }
 

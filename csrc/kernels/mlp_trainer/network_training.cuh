@@ -390,29 +390,33 @@ class Training {
     t_.metric[at] = squares / static_cast<double>(data.n * n_out_);
   }
 
-  // Puts the top of |score| in force: weights and biases of each layer apart, shared out among the blocks.
-  __device__ void select(int epoch) {
-    const int32_t* keep = t_.keep + 2 * n_layers_ * epoch;
-    for (int part = rank_; part < 2 * n_layers_; part += n_blocks_) {
-      const ImageLayer& layer = m_.layers[part / 2];
-      if (part % 2 == 0) {
-        const ScorePart scores{m_.of_state(layer, kScore), layer.n_rows, layer.n_columns, layer.row_stride};
-        enforce(scores, keep[part], m_.of_state(layer, kFrozen), m_.template of_core<float>(layer.weight));
-      } else {
-        const ScorePart scores{m_.of_bias_state(t_, layer, kScore), 1, layer.n_rows, layer.n_rows};
-        enforce(scores, keep[part], m_.of_bias_state(t_, layer, kFrozen), m_.template of_core<float>(layer.bias));
-      }
+  // Part 2 l are the weights of layer l, part 2 l + 1 its biases.
+  __device__ Enforcement enforcement(int part, int epoch) const {
+    const ImageLayer& layer = m_.layers[part / 2];
+    const int keep = t_.keep[2 * n_layers_ * epoch + part];
+    if (part % 2 == 0) {
+      return {{m_.of_state(layer, kScore), layer.n_rows, layer.n_columns, layer.row_stride}, keep,
+              m_.of_state(layer, kFrozen), m_.template of_core<float>(layer.weight)};
     }
-    sync();
+    return {{m_.of_bias_state(t_, layer, kScore), 1, layer.n_rows, layer.n_rows}, keep,
+            m_.of_bias_state(t_, layer, kFrozen), m_.template of_core<float>(layer.bias)};
   }
 
-  __device__ static void enforce(const ScorePart& part, int keep, const float* frozen, float* in_force) {
-    const Threshold threshold = find_threshold(part, keep);
+  // Puts the top of |score| in force, in each part by itself: small ones shared out among the warps, large ones among
+  // the blocks.
+  __device__ void select(int epoch) {
+    Turn turn{team_.warp, team_.n_warps};
+    turn.share(2 * n_layers_, [&](int part) {
+      const Enforcement e = enforcement(part, epoch);
+      if (e.part.n_stored() <= kWarpScores) enforce_by_warp(e);
+    });
+    Bracket* brackets = reinterpret_cast<Bracket*>(m_.activations + session_.sizes.brackets);
 #pragma unroll 1
-    for (int k = threadIdx.x; k < part.n_stored(); k += blockDim.x) {
-      in_force[k] = threshold.holds(magnitude_key(part.score[k]), k) ? frozen[k] : 0;  // padding: frozen is 0
+    for (int part = rank_; part < 2 * n_layers_; part += n_blocks_) {
+      const Enforcement e = enforcement(part, epoch);
+      if (e.part.n_stored() > kWarpScores) enforce_by_block(e, brackets + part);
     }
-    __syncthreads();
+    sync();
   }
 
   const CudaTrainer& t_;
