@@ -23,7 +23,6 @@ from report import as_dict, print_ceilings, print_head, print_kernel, print_row,
 from rich.console import Console
 
 import pns_fast as pns
-from pns_fast.ops._library import without_cuda
 
 KERNELS = {
     "topk_mask": topk_mask,
@@ -32,7 +31,6 @@ KERNELS = {
     "masked_linear": masked_linear,
     "mlp_trainer": mlp_trainer,
 }
-ON_CUDA = tuple(name for name in KERNELS if name not in without_cuda)
 FIGURES = (".png", ".pdf", ".svg")
 SECONDS_PER_CASE, SECONDS_PER_CASE_QUICK = 3.0, 0.3
 
@@ -119,7 +117,7 @@ def _cpu_model() -> str:
 
 
 def list_cases(options: argparse.Namespace) -> dict[str, list[Case]]:
-    names = options.kernel or (ON_CUDA if options.device == "cuda" else tuple(KERNELS))
+    names = options.kernel or tuple(KERNELS)
     return {name: KERNELS[name].cases(options.quick, options.device) for name in dict.fromkeys(names)}
 
 
@@ -146,11 +144,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     torch.set_num_threads(options.threads)
-    if options.device == "cuda":
-        absent = [name for name in options.kernel or () if name not in ON_CUDA]
-        if problem := f"no CUDA kernel yet for {', '.join(absent)}" if absent else cuda_problem():
-            print(f"bench/run.py: --device cuda: {problem}", file=sys.stderr)
-            return 2
     cases = list_cases(options)
     if options.list:
         for name, of_kernel in cases.items():
@@ -158,6 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
             for case in of_kernel:
                 console.print(f"  {case.label}")
         return 0
+    if options.device == "cuda" and (problem := cuda_problem()):
+        print(f"bench/run.py: --device cuda: {problem}", file=sys.stderr)
+        return 2
     start = time.perf_counter()
     peers_jax.use_devices(options.device, options.threads)
     machine = describe_machine(options.device)

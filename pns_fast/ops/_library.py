@@ -84,19 +84,6 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-without_cuda: set[str] = set()  # kernels that run on the CPU only; the benchmark asks
-
-
-def not_on_cuda(name: str):
-    """An implementation that says an op has no CUDA kernel, instead of torch's list of dispatch keys."""
-    without_cuda.add(name)
-
-    def refuse(*args, **kwargs):
-        raise RuntimeError(f"pns_fast.ops.{name} has no CUDA kernel; move its tensors to the CPU (tensor.cpu())")
-
-    return refuse
-
-
 def is_transformed() -> bool:
     """Whether torch.compile traces or a torch.func transform is active: then an autograd.Function needs a separate
     setup_context. Outside of them forward takes the context, since for a setup_context torch binds the arguments by
