@@ -26,6 +26,7 @@ MOST_IMAGE_BYTES = 1 << 33  # networks beyond wait for the next chunk
 _N_STREAMS = 8
 _CLOCK = 1.5e9  # cycles a second, for the first guess of a range's length
 _CLUSTERS = (8, 4, 2)
+_STATIC_BYTES = 8704  # of shared memory that the kernels have beside the dynamic
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class _Group:
     n_blocks: int
     cost: float  # of the longest
 
-    def train(self, trainer, stream: torch.cuda.Stream, first: int, last: int) -> None:
-        trainer.stream = stream.cuda_stream
-        trainer.train(
+    def train(self, native, stream: torch.cuda.Stream, first: int, last: int) -> None:
+        native.stream = stream.cuda_stream
+        native.train(
             networks=pointer(self.networks), n_group=len(self.networks), residence=self.residence,
             shared_bytes=self.shared_bytes, n_threads=self.n_threads, n_blocks=self.n_blocks, first=first, last=last,
         )  # fmt: skip
@@ -78,71 +79,93 @@ def run(given: dict[str, Tensor | None], widths: list[int], options: dict, progr
     }
     if n == 0:
         return tuple(out.values())
-    settings = _Settings(given, widths, options)
-    counts = settings.measure()
-    plans = settings.trainer(given, out).plan(widths, counts.ctypes.data, _shared_bytes(parameters.device))
+    call = _Call(given, out, widths, options)
+    plans = call.plan()
     image_bytes = np.array([p[0] for p in plans])
-    done = 0
+    stream = torch.cuda.current_stream(parameters.device)
     for begin, end in _chunks(image_bytes, parameters.device):
-        rows = slice(begin, end)
-        part = {name: t if t is None or name not in _PER_NETWORK else t[rows] for name, t in given.items()}
-        out_part = {name: t[rows] for name, t in out.items()}
-        report = None
-        if progress is not None:
 
-            def report(epochs_done, done=done, size=end - begin):
-                progress(done + size * epochs_done, n * epochs)
+        def report(epochs_done: int, begin=begin, end=end) -> None:
+            """Waits for the device: what follows is not enqueued for long before, so that Ctrl-C is heard."""
+            stream.synchronize()
+            if progress is not None:
+                progress(begin * epochs + (end - begin) * epochs_done, n * epochs)
 
-        _train_chunk(settings, part, out_part, plans[rows], report)
-        done += (end - begin) * epochs
-    if progress is not None:
-        progress(n * epochs, n * epochs)
+        call.train(slice(begin, end), plans[begin:end], report)
+        if end < n or progress is not None:
+            report(epochs)
     return tuple(out.values())
 
 
-_PER_NETWORK = ("parameters", "mask", "scores", "dataset", "keys")
+class _Call:
+    """The tensors of a call: a row a network, and what all networks share."""
 
-
-class _Settings:
-    """What the networks of a call share, on the device."""
-
-    def __init__(self, given, widths, options):
-        self.given, self.widths, self.options = given, widths, options
+    def __init__(self, given: dict[str, Tensor | None], out: dict[str, Tensor], widths: list[int], options: dict):
+        self.widths, self.options = widths, options
         self.device = given["parameters"].device
-        self.batch_size = min(options["batch_size"], given["x_train"].shape[1])
-        self.widths_on_device = torch.tensor(widths, dtype=torch.int32, device=self.device)
-        self.n_steps = -(-given["x_train"].shape[1] // self.batch_size)
-        self.rates = torch.from_numpy(_rates(options, self.n_steps)).to(self.device)
-        self.keep = torch.from_numpy(_keep_counts(options, widths)).to(self.device)
+        n, n_layers, n_neurons = len(given["parameters"]), len(widths) - 1, sum(widths)
 
-    def trainer(self, given, out):
-        """The native trainer of some or all networks, without images."""
+        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        names = ("parameters", "mask", "scores", "dataset", "keys")
+        self.rows = {name: given[name] for name in names} | out
+        self.rows["flags"], self.rows["ranks"] = empty(n, 2 * n_neurons, dtype=torch.uint8), empty(n, n_neurons)
+        self.rows["counts"], self.rows["stopped"] = empty(n, n_layers, 2), empty(n).zero_()
+        self.shared = {name: t for name, t in given.items() if name not in names}
+        self.batch_size = min(options["batch_size"], given["x_train"].shape[1])
+        self.n_steps = -(-given["x_train"].shape[1] // self.batch_size)
+        self.shared["widths"] = torch.tensor(widths, dtype=torch.int32, device=self.device)
+        self.shared["rates"] = torch.from_numpy(_rates(options, self.n_steps)).to(self.device)
+        self.shared["keep"] = torch.from_numpy(_keep_counts(options, widths)).to(self.device)
+
+    def native(self, rows: slice):
+        """The native trainer of some networks, without images."""
         t, options = _native.cuda().MlpTrainer(), self.options
-        n, n_neurons = len(given["parameters"]), sum(self.widths)
-        t.n_networks, t.n_layers, t.n_parameters = n, len(self.widths) - 1, given["parameters"].shape[1]
-        t.n_train, t.n_test = given["x_train"].shape[1], given["x_test"].shape[1]
+        parts = {name: part if part is None or part.numel() == 0 else part[rows] for name, part in self.rows.items()}
+        t.n_networks, t.n_parameters = parts["parameters"].shape
+        t.n_layers, t.batch_size = len(self.widths) - 1, self.batch_size
+        t.n_train, t.n_test = self.shared["x_train"].shape[1], self.shared["x_test"].shape[1]
         t.loss, t.optimizer = _native.cpu.LOSSES[options["loss"]], _native.cpu.OPTIMIZERS[options["optimizer"]]
-        t.batch_size = self.batch_size
         for name in ("epochs", "beta1", "beta2", "eps", "weight_decay", "dense_from"):
             setattr(t, name, options[name])
         t.one_minus_beta1, t.one_minus_beta2 = 1 - options["beta1"], 1 - options["beta2"]  # rounded once
-        self.scratch = {
-            "flags": torch.empty(n * 2 * n_neurons, dtype=torch.uint8, device=self.device),
-            "ranks": torch.empty(n * n_neurons, dtype=torch.int32, device=self.device),
-            "counts": torch.empty(n, len(self.widths) - 1, 2, dtype=torch.int32, device=self.device),
-            "stopped": torch.zeros(n, dtype=torch.int32, device=self.device),
-        }
-        shared = {"widths": self.widths_on_device, "rates": self.rates, "keep": self.keep}
-        for name, tensor in (given | out | self.scratch | shared).items():
+        for name, tensor in (parts | self.shared).items():
             setattr(t, name, pointer(tensor))
         t.device = self.device.index
         t.stream = torch.cuda.current_stream(self.device).cuda_stream
         return t
 
-    def measure(self) -> np.ndarray:
-        """Live neurons and kept weights between them, int32 [N, layers, 2]; waits for the device."""
-        self.trainer(self.given, {}).measure()
-        return self.scratch["counts"].cpu().numpy()
+    def plan(self) -> list[tuple]:
+        """What each network needs (``bind_mlp_trainer_cuda.cpp``); waits for the device."""
+        native = self.native(slice(None))
+        native.measure()
+        counts = self.rows["counts"].cpu()
+        shared_bytes = torch.cuda.get_device_properties(self.device).shared_memory_per_block_optin - _STATIC_BYTES
+        return native.plan(self.widths, pointer(counts), shared_bytes)
+
+    def train(self, rows: slice, plans: list[tuple], report) -> None:
+        """Builds, trains in ranges of epochs and stores these networks; between ranges it waits and reports."""
+        epochs, main = self.options["epochs"], torch.cuda.current_stream(self.device)
+        sizes = np.array([p[0] for p in plans])
+        images = torch.zeros(int(sizes.sum()), dtype=torch.uint8, device=self.device)
+        image_at = torch.from_numpy(np.cumsum(sizes) - sizes).to(self.device)
+        native = self.native(rows)
+        native.images, native.image_at = pointer(images), pointer(image_at)
+        native.build()
+        groups = _groups(plans, self.device)
+        n_processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        cycles = max(sum(p[4] for p in plans) / n_processors, groups[0].cost) * self.n_steps
+        seconds_an_epoch, first = cycles / _CLOCK, 0
+        while first < max(1, epochs):
+            begin, last = time.perf_counter(), min(epochs, first + max(1, int(SECONDS_OF_RANGE / seconds_an_epoch)))
+            _train_range(native, groups, main, _streams(self.device.index), first, last)
+            if last < epochs:
+                report(last)
+                seconds_an_epoch = max(1e-6, (time.perf_counter() - begin) / (last - first))
+            first = max(last, 1)
+        native.stream = main.cuda_stream
+        native.store()
 
 
 def _rates(options: dict, n_steps: int) -> np.ndarray:
@@ -168,14 +191,6 @@ def _keep_counts(options: dict, widths: list[int]) -> np.ndarray:
         parts = ((n_in * n_out, n_out) for n_in, n_out in itertools.pairwise(widths))
         counts.append([keep_count(float(now), n) for part in parts for n in part])
     return np.array(counts, dtype=np.int32)
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """Dynamic shared memory that a block may take: the kernels have some of their own."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - _STATIC_BYTES
-
-
-_STATIC_BYTES = 8704
 
 
 def _chunks(image_bytes: np.ndarray, device: torch.device):
@@ -210,44 +225,14 @@ def _groups(plans: list[tuple], device: torch.device) -> list[_Group]:
     return sorted(groups, key=lambda g: -g.cost)
 
 
-def _train_chunk(settings: _Settings, given, out, plans, report) -> None:
-    device, epochs = settings.device, settings.options["epochs"]
-    sizes = np.array([p[0] for p in plans])
-    images = torch.zeros(int(sizes.sum()), dtype=torch.uint8, device=device)
-    image_at = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)[:-1]])).to(device)
-    trainer = settings.trainer(given, out)
-    trainer.images, trainer.image_at = pointer(images), pointer(image_at)
-    trainer.measure()
-    trainer.build()
-    groups, main, streams = _groups(plans, device), torch.cuda.current_stream(device), _streams(device.index)
-    n_processors = torch.cuda.get_device_properties(device).multi_processor_count
-    cycles = max(sum(p[4] for p in plans) / n_processors, max(p[4] for p in plans)) * settings.n_steps
-    seconds_an_epoch, first = cycles / _CLOCK, 0
-    while first < max(1, epochs):
-        n_epochs = max(1, int(SECONDS_OF_RANGE / seconds_an_epoch))
-        last = min(epochs, first + n_epochs)
-        begin = time.perf_counter()
-        _train_range(trainer, groups, main, streams, first, last)
-        first += n_epochs
-        if first < epochs:
-            main.synchronize()
-            seconds_an_epoch = max(1e-6, (time.perf_counter() - begin) / (last - first + n_epochs))
-            if report is not None:
-                report(last)
-    trainer.stream = main.cuda_stream
-    trainer.store()
-    if report is not None:
-        main.synchronize()
-
-
-def _train_range(trainer, groups, main, streams, first: int, last: int) -> None:
+def _train_range(native, groups, main, streams, first: int, last: int) -> None:
     """Groups run beside each other; `main` goes on when all are done, also after an exception."""
     used = streams[: len(groups)]
     for stream in used:
         stream.wait_stream(main)
     try:
         for i, group in enumerate(groups):
-            group.train(trainer, used[i % len(used)], first, last)
+            group.train(native, used[i % len(used)], first, last)
     finally:
         for stream in used:
             main.wait_stream(stream)

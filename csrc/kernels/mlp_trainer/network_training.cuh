@@ -215,12 +215,12 @@ class Training {
       if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
         const int label = is_sample ? labels(set)[b] : -1;
         float largest = output[b], total = 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int c = 1; c < n_out_; ++c) largest = fmaxf(largest, output[c * stride + b]);
-#pragma unroll 1
+#pragma unroll 4
         for (int c = 0; c < n_out_; ++c) total += expf(output[c * stride + b] - largest);
         const float scale = 1.0f / (total * n_batch);
-#pragma unroll 1
+#pragma unroll 4
         for (int c = 0; c < n_out_; ++c) {
           const float z = output[c * stride + b] - largest;
           if (c == label) sum += double{logf(total)} - z;
