@@ -33,25 +33,13 @@ __global__ void __launch_bounds__(kBuildThreads, 1) mlp_build_kernel(CudaTrainer
   build_network(t, blockIdx.x, t.ranks + blockIdx.x * n_neurons);
 }
 
-__global__ void __launch_bounds__(most_threads(Residence::kShared), 1) mlp_train_shared_kernel(CudaTrainer t, CudaTrainRange range) {
-  PNS_DYNAMIC_SHARED(shared);
-  __shared__ Session session;
-  if (t.stopped[range.networks[blockIdx.x]] != 0) return;
-  Training<Residence::kShared>(t, range, shared, &session).run(range);
-}
-
-__global__ void __launch_bounds__(most_threads(Residence::kStreamed), 1) mlp_train_streamed_kernel(CudaTrainer t, CudaTrainRange range) {
-  PNS_DYNAMIC_SHARED(shared);
-  __shared__ Session session;
-  if (t.stopped[range.networks[blockIdx.x]] != 0) return;
-  Training<Residence::kStreamed>(t, range, shared, &session).run(range);
-}
-
-__global__ void __launch_bounds__(most_threads(Residence::kGlobal), 1) mlp_train_global_kernel(CudaTrainer t, CudaTrainRange range) {
+template <typename Kind>
+__global__ void __launch_bounds__(most_threads(Kind::kResidence), 1)
+    mlp_train_kernel(CudaTrainer t, CudaTrainRange range) {
   PNS_DYNAMIC_SHARED(shared);
   __shared__ Session session;
   if (t.stopped[range.networks[blockIdx.x / range.n_blocks]] != 0) return;
-  Training<Residence::kGlobal>(t, range, shared, &session).run(range);
+  Training<Kind>(t, range, shared, &session).run(range);
 }
 
 // Edge-popup's mask: the top of the final scores at the final density.
@@ -92,6 +80,19 @@ void launch_each_network(const CudaTrainer& t, void (*kernel)(Params...), Args&&
   if (t.n_networks == 0) return;
   const CudaDeviceGuard guard("mlp_trainer", t.device);
   cuda_launch("mlp_trainer", {dim3(static_cast<unsigned>(t.n_networks)), kBuildThreads, t.stream}, kernel, args...);
+}
+
+template <Residence kResidence>
+void launch_train(const CudaTrainer& t, const CudaTrainRange& range, const CudaLaunch& launch) {
+  auto run = [&](auto kind) { cuda_launch("mlp_trainer", launch, mlp_train_kernel<decltype(kind)>, t, range); };
+  const bool is_popup = t.scores != nullptr;
+  switch (static_cast<Optimizer>(t.optimizer)) {
+    case Optimizer::kGradient: return run(Kind<kResidence, Optimizer::kGradient, false>());
+    case Optimizer::kSgd:
+      return is_popup ? run(Kind<kResidence, Optimizer::kSgd, true>()) : run(Kind<kResidence, Optimizer::kSgd, false>());
+    case Optimizer::kAdam:
+      return is_popup ? run(Kind<kResidence, Optimizer::kAdam, true>()) : run(Kind<kResidence, Optimizer::kAdam, false>());
+  }
 }
 
 // As many blocks a multiprocessor as its shared memory holds share its threads; each takes 1 KB and the static 8.4 KB more.
@@ -144,9 +145,9 @@ void launch_mlp_train(const CudaTrainer& t, const CudaTrainRange& range) {
                           static_cast<int>(range.n_threads), t.stream, static_cast<size_t>(range.shared_bytes),
                           static_cast<int>(range.n_blocks)};
   switch (range.residence) {
-    case Residence::kShared: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_shared_kernel, t, range);
-    case Residence::kStreamed: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_streamed_kernel, t, range);
-    case Residence::kGlobal: return cuda_launch("mlp_trainer", launch, trainer::mlp_train_global_kernel, t, range);
+    case Residence::kShared: return trainer::launch_train<Residence::kShared>(t, range, launch);
+    case Residence::kStreamed: return trainer::launch_train<Residence::kStreamed>(t, range, launch);
+    case Residence::kGlobal: return trainer::launch_train<Residence::kGlobal>(t, range, launch);
   }
 }
 

@@ -15,6 +15,14 @@ namespace trainer {
 
 constexpr int kQuarter = 8;  // lanes
 
+// What a training kernel is compiled for: its code has to stay in the instruction cache.
+template <Residence kWhere, Optimizer kHow, bool kOfScores>
+struct Kind {
+  static constexpr Residence kResidence = kWhere;
+  static constexpr Optimizer kOptimizer = kHow;
+  static constexpr bool kIsPopup = kOfScores;
+};
+
 // What changes from step to step; the rest is in the launch's parameters, which cost no registers.
 struct Rates {
   float lr, step_size, inverse_sqrt_correction;
@@ -34,13 +42,14 @@ __device__ inline float quick_quotient(float a, float b) { return __fdividef(a, 
 #endif
 
 // torch.optim.SGD (momentum, no dampening) and torch.optim.Adam.
-__device__ inline void update(const CudaTrainer& t, const Rates& rates, float* p, float* first, float* second, float g) {
-  if (static_cast<Optimizer>(t.optimizer) == Optimizer::kGradient) {
+template <Optimizer kOptimizer>
+__device__ void update(const CudaTrainer& t, const Rates& rates, float* p, float* first, float* second, float g) {
+  if (kOptimizer == Optimizer::kGradient) {
     *p = g;
     return;
   }
   g = fmaf(t.weight_decay, *p, g);
-  if (static_cast<Optimizer>(t.optimizer) == Optimizer::kSgd) {
+  if (kOptimizer == Optimizer::kSgd) {
     *first = fmaf(t.beta1, *first, g);
     *p -= rates.lr * *first;
     return;
@@ -273,8 +282,8 @@ __device__ void delta_dense(const Memory<kResidence>& m, const Team& team, const
 }
 
 // Kept weights begin .. begin + 31, one a lane: their gradients and updates.
-template <Residence kResidence>
-__device__ void update_entries(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team, const ImageLayer& layer, int begin,
+template <typename Kind>
+__device__ void update_entries(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team, const ImageLayer& layer, int begin,
                                const float4* input, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const uint32_t* place = m.template of_core<uint32_t>(layer.place);
@@ -292,18 +301,18 @@ __device__ void update_entries(const CudaTrainer& t, const Memory<kResidence>& m
     for (int tile = 0; tile < team.n_tiles; ++tile) sum = dot(d[tile * kQuarter], x[tile * kQuarter], sum);
     v[j] = sum;
   }
-  update(t, rates, &value, &first, &second, sum_transposed(v));
+  update<Kind::kOptimizer>(t, rates, &value, &first, &second, sum_transposed(v));
   if (begin + team.lane <= last) *p = value, *at_first = first, *at_second = second;
 }
 
 // The weights of 16 rows x 32 columns of a dense layer: their gradients and updates.
-template <Residence kResidence>
-__device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
+template <typename Kind>
+__device__ void update_block(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team,
                              const ImageLayer& layer, int row_tile, int column_tile, const float4* input,
                              const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const int r = row_tile * 16 + group * 4, c = column_tile * 32 + q;  // and c + 8, 16, 24
-  const bool is_popup = t.scores != nullptr;
+  constexpr bool is_popup = Kind::kIsPopup;
   float* trained = is_popup ? m.of_state(layer, kScore) : m.template of_core<float>(layer.weight);
   float *at_first = m.of_state(layer, kFirst), *at_second = m.of_state(layer, kSecond);
   const float* frozen = is_popup ? m.of_state(layer, kFrozen) : nullptr;
@@ -350,7 +359,7 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
       if (is_popup && is_trained[i]) sum[j][i] *= value[i] < 0 ? -frozen[k + 8 * i] : frozen[k + 8 * i];
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) update(t, rates, &value[i], &first[j][i], &second[j][i], sum[j][i]);
+    for (int i = 0; i < 4; ++i) update<Kind::kOptimizer>(t, rates, &value[i], &first[j][i], &second[j][i], sum[j][i]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (!is_trained[i]) continue;
@@ -360,12 +369,12 @@ __device__ void update_block(const CudaTrainer& t, const Memory<kResidence>& m, 
 }
 
 // Biases begin .. begin + 31, one a lane.
-template <Residence kResidence>
-__device__ void update_biases(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
+template <typename Kind>
+__device__ void update_biases(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team,
                               const ImageLayer& layer, int begin, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter;
   const int r = min(begin + team.lane, layer.n_rows - 1);
-  const bool is_popup = t.scores != nullptr;
+  constexpr bool is_popup = Kind::kIsPopup;
   float* trained = (is_popup ? m.of_bias_state(t, layer, kScore) : m.template of_core<float>(layer.bias)) + r;
   float *at_first = m.of_bias_state(t, layer, kFirst) + r, *at_second = m.of_bias_state(t, layer, kSecond) + r;
   float value = *trained, first = *at_first, second = *at_second;
@@ -383,29 +392,29 @@ __device__ void update_biases(const CudaTrainer& t, const Memory<kResidence>& m,
     const float frozen = m.of_bias_state(t, layer, kFrozen)[r];
     g *= value < 0 ? -frozen : frozen;
   }
-  update(t, rates, &value, &first, &second, g);
+  update<Kind::kOptimizer>(t, rates, &value, &first, &second, g);
   const bool is_trained = begin + team.lane < layer.n_rows && m.template of_core<uint8_t>(layer.bias_kept)[r];
   if (is_trained) *trained = value, *at_first = first, *at_second = second;
 }
 
-template <Residence kResidence>
-__device__ void update_layer(const CudaTrainer& t, const Memory<kResidence>& m, const Team& team,
+template <typename Kind>
+__device__ void update_layer(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team,
                              const ImageLayer layer, const float4* input, const float4* delta, const Rates& rates,
                              Turn* turn) {
-  if (layer.row_stride == 0) {
+  if (!Kind::kIsPopup && layer.row_stride == 0) {
     turn->share((layer.n_stored + kWarp - 1) / kWarp, [&](int item) {
-      update_entries(t, m, team, layer, item * kWarp, input, delta, rates);
+      update_entries<Kind>(t, m, team, layer, item * kWarp, input, delta, rates);
     });
   } else {
 #pragma unroll 1
     for (int column_tile = 0; column_tile < (layer.n_columns + 31) / 32; ++column_tile) {
       turn->share((layer.n_rows + 15) / 16, [&](int item) {
-        update_block(t, m, team, layer, item, column_tile, input, delta, rates);
+        update_block<Kind>(t, m, team, layer, item, column_tile, input, delta, rates);
       });
     }
   }
   turn->share((layer.n_rows + kWarp - 1) / kWarp, [&](int item) {
-    update_biases(t, m, team, layer, item * kWarp, delta, rates);
+    update_biases<Kind>(t, m, team, layer, item * kWarp, delta, rates);
   });
 }
 

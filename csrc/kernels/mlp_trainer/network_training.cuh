@@ -47,9 +47,11 @@ struct Session {
 };
 
 // A team's view of its network. Every member function is called by all of its threads.
-template <Residence kResidence>
+template <typename Kind>
 class Training {
  public:
+  static constexpr Residence kResidence = Kind::kResidence;
+
   __device__ Training(const CudaTrainer& trainer, const CudaTrainRange& range, unsigned char* shared, Session* session)
       : t_(trainer), session_(*session), n_layers_(static_cast<int>(trainer.n_layers)),
         n_blocks_(static_cast<int>(range.n_blocks)),
@@ -63,17 +65,18 @@ class Training {
     find_memory(shared);
   }
 
+  // Pass 2 epoch + 1 trains, 2 epoch + 2 tests what came of it; pass 0 tests the network as it came. One body for all: the
+  // code of a step is all that the instruction cache holds.
   __device__ void run(const CudaTrainRange& range) {
     load();
-    if (t_.scores != nullptr) select(static_cast<int>(range.first));
-    const bool is_gradient = static_cast<Optimizer>(t_.optimizer) == Optimizer::kGradient;
-    if (range.first == 0 && !is_gradient) evaluate(0);
-    for (int64_t epoch = range.first; epoch < range.last; ++epoch) {
-      if (!train_epoch(epoch)) {
-        if (is_first_thread()) t_.stopped[network_] = 1;
-        break;
-      }
-      if (!is_gradient) evaluate(epoch + 1);
+    if (Kind::kIsPopup) select(static_cast<int>(range.first));
+#pragma unroll 1
+    for (int64_t pass = range.first == 0 ? 0 : 2 * range.first + 1; pass <= 2 * range.last; ++pass) {
+      const bool is_training = pass % 2 == 1;
+      if (Kind::kOptimizer == Optimizer::kGradient && !is_training) continue;
+      if (visit(is_training, static_cast<int>(pass / 2))) continue;
+      if (is_first_thread()) t_.stopped[network_] = 1;
+      break;
     }
     unload();
   }
@@ -164,25 +167,30 @@ class Training {
     }
   }
 
-  // Batch `begin` .. of data into set; in the order drawn, or as they come.
+  // Batch `begin` .. of data into set; in the order drawn, or as they come. A thread a sample, or a warp where a sample
+  // has many numbers.
   __device__ void gather(const Samples& data, int64_t begin, bool is_drawn, int set, int thread, int n_threads) const {
+    constexpr int kFew = 8;
     const int n_batch = batch_at(data, begin), n_in = t_.widths[0], stride = 4 * m_.stride4;
+    const int n_lanes = n_in <= kFew ? 1 : kWarp, lane = thread % n_lanes;
     auto index = [&](int b) { return is_drawn ? int64_t{order(set)[b]} : begin + b; };
     float* x = reinterpret_cast<float*>(input(set));
 #pragma unroll 1
-    for (int k = thread; k < batch_ * n_in; k += n_threads) {
-      const int b = k / n_in, f = k % n_in;
-      x[f * stride + b] = b < n_batch ? data.x[index(b) * n_in + f] : 0;
+    for (int b = thread / n_lanes; b < batch_; b += n_threads / n_lanes) {
+      const float* from = b < n_batch ? data.x + index(b) * n_in : nullptr;
+#pragma unroll 2
+      for (int f = lane; f < n_in; f += n_lanes) x[f * stride + b] = from == nullptr ? 0 : from[f];
     }
     // From the other end: other warps, which wait for their own loads.
 #pragma unroll 1
-    for (int b = n_threads - 1 - thread; b < n_batch && data.label != nullptr; b += n_threads) {
-      labels(set)[b] = static_cast<int32_t>(data.label[index(b)]);
-    }
-#pragma unroll 1
-    for (int k = n_threads - 1 - thread; k < n_batch * n_out_ && data.y != nullptr; k += n_threads) {
-      const int b = k / n_out_, o = k % n_out_;
-      target(set)[o * stride + b] = data.y[index(b) * n_out_ + o];
+    for (int b = n_threads - 1 - thread; b < n_batch; b += n_threads) {
+      const int64_t sample = index(b);
+      if (data.label != nullptr) {
+        labels(set)[b] = static_cast<int32_t>(data.label[sample]);
+        continue;
+      }
+#pragma unroll 2
+      for (int o = 0; o < n_out_; ++o) target(set)[o * stride + b] = data.y[sample * n_out_ + o];
     }
   }
 
@@ -194,7 +202,7 @@ class Training {
 #pragma unroll 1
     for (int l = 0; l < n_layers_; ++l) {
       const bool is_last = l + 1 == n_layers_;
-      if (m_.layers[l].row_stride == 0) {
+      if (!Kind::kIsPopup && m_.layers[l].row_stride == 0) {
         forward_compressed(m_, team_, m_.layers[l], layer_input(l, set), is_last);
       } else {
         forward_dense(m_, team_, m_.layers[l], layer_input(l, set), is_last);
@@ -228,8 +236,7 @@ class Training {
         }
       } else {
 #pragma unroll 1
-    #pragma unroll 1
-    for (int o = 0; o < n_out_; ++o) {
+        for (int o = 0; o < n_out_; ++o) {
           const float difference = is_sample ? output[o * stride + b] - target(set)[o * stride + b] : 0;
           sum += double{difference} * difference / n_out_;
           if (writes_delta) d[o * stride + b] = difference * (2.0f / (n_batch * n_out_));
@@ -246,7 +253,7 @@ class Training {
 
   // The delta of the layer below l.
   __device__ void delta_below(int l, int set, Turn* turn) {
-    if (m_.layers[l].row_stride == 0) {
+    if (!Kind::kIsPopup && m_.layers[l].row_stride == 0) {
       delta_compressed(m_, team_, m_.layers[l], layer_input(l, set), delta(l), delta(l - 1), turn);
     } else {
       delta_dense(m_, team_, m_.layers[l], layer_input(l, set), delta(l), delta(l - 1), turn);
@@ -263,7 +270,7 @@ class Training {
 #pragma unroll 1
     for (int l = last; l >= 0; --l) {
       Turn turn{team_.warp, team_.n_warps};
-      update_layer(t_, m_, team_, m_.layers[l], layer_input(l, set), delta(l), rates, &turn);
+      update_layer<Kind>(t_, m_, team_, m_.layers[l], layer_input(l, set), delta(l), rates, &turn);
       if (l > 1) delta_below(l - 1, set, &turn);
       sync();
     }
@@ -274,72 +281,73 @@ class Training {
     return {rates[0], rates[1], rates[2]};
   }
 
-  // False: the mean train loss is not finite.
-  __device__ bool train_epoch(int64_t epoch) {
-    const Samples& data = session_.train;
-    if (threadIdx.x == 0) {
-      session_.shuffle = make_shuffle(static_cast<uint32_t>(data.n), static_cast<uint64_t>(t_.keys[2 * network_]),
-                             static_cast<uint32_t>(t_.keys[2 * network_ + 1]), static_cast<uint32_t>(epoch));
-    }
-    if (t_.scores != nullptr) select(static_cast<int>(epoch));
-    __syncthreads();
-    const int thread = team_thread(), n_threads = team_.n_warps * kWarp;
-    draw(0, 0, thread, n_threads);
-    draw(batch_, 1, thread, n_threads);
+  // One pass over the train or the test samples. False, the same in all threads: the mean train loss is not finite.
+  __device__ bool visit(bool is_training, int index) {
+    const Samples& data = is_training ? session_.train : session_.test;
+    const int thread = team_thread(), n_threads = team_.n_warps * kWarp, n_others = n_threads - kWarp;
+    start_pass(is_training, index, thread, n_threads);
+    gather(data, 0, is_training, 0, thread, n_threads);
     sync();
-    gather(data, 0, true, 0, thread, n_threads);
-    sync();
-    const int64_t n_steps = (data.n + batch_ - 1) / batch_;
+    const int n_steps = static_cast<int>((data.n + batch_ - 1) / batch_);
     double sum = 0;
-    for (int64_t step = 0; step < n_steps; ++step) {
+    int n_correct = 0;
+#pragma unroll 1
+    for (int step = 0; step < n_steps; ++step) {
       const int set = step & 1;
-      const int64_t begin = step * batch_;
-      const Rates rates = rates_of(epoch * n_steps + step);  // read from L2 while the products run
+      const int64_t begin = int64_t{step} * batch_;
+      Rates rates{};
+      if (is_training) rates = rates_of(int64_t{index} * n_steps + step);  // read from L2 while the products run
       forward(set);
       if (is_first_warp()) {
-        sum += loss(batch_at(data, begin), set, true);
+        sum += loss(batch_at(data, begin), set, is_training);
+        if (!is_training) n_correct += add_metric(batch_at(data, begin), set);
       } else if (step + 1 < n_steps) {
-        gather(data, begin + batch_, true, 1 - set, thread - kWarp, n_threads - kWarp);
-        // From the middle on: other warps again.
-        draw(begin + 2 * batch_, set, (thread + (n_threads - kWarp) / 2) % (n_threads - kWarp), n_threads - kWarp);
+        gather(data, begin + batch_, is_training, 1 - set, thread - kWarp, n_others);
+        // Again by other warps.
+        const int drawing = thread - kWarp < n_others / 2 ? thread - kWarp + n_others / 2 : thread - kWarp - n_others / 2;
+        if (is_training) draw(begin + 2 * batch_, set, drawing, n_others);
       }
       sync();
+      if (!is_training) continue;
       backward(set, rates);
-      if (t_.scores != nullptr) select(static_cast<int>(epoch));
+      if (Kind::kIsPopup) select(index);
     }
-    const double mean = warp_sum(sum) / static_cast<double>(data.n);
-    if (is_first_thread()) {
-      t_.train_loss[network_ * t_.epochs + epoch] = mean;
-      sums()[0] = mean;
-    }
-    sync();
-    const bool is_finite = sums()[0] - sums()[0] == 0;
-    sync();
-    return is_finite;
+    return end_pass(is_training, index, data, sum, n_correct);
   }
 
-  __device__ void evaluate(int64_t column) {
-    const Samples& data = session_.test;
-    const int thread = team_thread(), n_threads = team_.n_warps * kWarp;
-    if (is_first_warp()) {
+  // Up to the order of the first two batches.
+  __device__ void start_pass(bool is_training, int index, int thread, int n_threads) {
+    if (is_training) {
+      if (Kind::kIsPopup) select(index);
+      if (threadIdx.x == 0) {
+        session_.shuffle = make_shuffle(static_cast<uint32_t>(session_.train.n),
+                                        static_cast<uint64_t>(t_.keys[2 * network_]),
+                                        static_cast<uint32_t>(t_.keys[2 * network_ + 1]), static_cast<uint32_t>(index));
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int set = 0; set < 2; ++set) draw(int64_t{set} * batch_, set, thread, n_threads);
+    } else if (is_first_warp()) {
+#pragma unroll 1
       for (int k = team_.lane; k < 3 * n_out_; k += kWarp) sums()[k] = 0;
     }
-    gather(data, 0, false, 0, thread, n_threads);
     sync();
-    double total = 0;
-    int n_correct = 0;
-    for (int64_t begin = 0, set = 0; begin < data.n; begin += batch_, set = 1 - set) {
-      forward(static_cast<int>(set));
-      if (is_first_warp()) {
-        total += loss(batch_at(data, begin), static_cast<int>(set), false);
-        n_correct += add_metric(batch_at(data, begin), static_cast<int>(set));
-      } else if (begin + batch_ < data.n) {
-        gather(data, begin + batch_, false, static_cast<int>(1 - set), thread - kWarp, n_threads - kWarp);
+  }
+
+  __device__ bool end_pass(bool is_training, int index, const Samples& data, double sum, int n_correct) {
+    if (is_first_warp()) {
+      sum = warp_sum(sum) / static_cast<double>(data.n);
+      if (!is_training) {
+        write_test(data, index, sum, warp_sum(n_correct));
+      } else if (team_.lane == 0) {
+        t_.train_loss[network_ * t_.epochs + index] = sum;
       }
-      sync();
+      if (team_.lane == 0) sums()[3 * n_out_] = is_training ? sum : 0;
     }
-    if (is_first_warp()) write_test(data, column, warp_sum(total), warp_sum(n_correct));
     sync();
+    const double mean = sums()[3 * n_out_];
+    sync();
+    return mean - mean == 0;
   }
 
   // By the first warp: this lane's correct samples, or the sums of squares for the best factor of each output.
@@ -372,11 +380,11 @@ class Training {
     return 0;
   }
 
-  __device__ void write_test(const Samples& data, int64_t column, double total, double n_correct) {
+  __device__ void write_test(const Samples& data, int64_t column, double mean, double n_correct) {
     __syncwarp();
     if (team_.lane != 0) return;
     const int64_t at = network_ * (t_.epochs + 1) + column;
-    t_.test_loss[at] = total / static_cast<double>(data.n);
+    t_.test_loss[at] = mean;
     if (static_cast<Loss>(t_.loss) == Loss::kCrossEntropy) {
       t_.metric[at] = n_correct / static_cast<double>(data.n);
       return;
