@@ -69,7 +69,6 @@ class Training {
   // code of a step is all that the instruction cache holds.
   __device__ void run(const CudaTrainRange& range) {
     load();
-    if (Kind::kIsPopup) select(static_cast<int>(range.first));
 #pragma unroll 1
     for (int64_t pass = range.first == 0 ? 0 : 2 * range.first + 1; pass <= 2 * range.last; ++pass) {
       const bool is_training = pass % 2 == 1;
@@ -297,6 +296,8 @@ class Training {
       const int64_t begin = int64_t{step} * batch_;
       Rates rates{};
       if (is_training) rates = rates_of(int64_t{index} * n_steps + step);  // read from L2 while the products run
+      // By the scores that the step before left, and the density of this epoch or of the one that is tested.
+      if (Kind::kIsPopup && (is_training || step == 0)) select(is_training || index == 0 ? index : index - 1);
       forward(set);
       if (is_first_warp()) {
         sum += loss(batch_at(data, begin), set, is_training);
@@ -308,9 +309,7 @@ class Training {
         if (is_training) draw(begin + 2 * batch_, set, drawing, n_others);
       }
       sync();
-      if (!is_training) continue;
-      backward(set, rates);
-      if (Kind::kIsPopup) select(index);
+      if (is_training) backward(set, rates);
     }
     return end_pass(is_training, index, data, sum, n_correct);
   }
@@ -318,7 +317,6 @@ class Training {
   // Up to the order of the first two batches.
   __device__ void start_pass(bool is_training, int index, int thread, int n_threads) {
     if (is_training) {
-      if (Kind::kIsPopup) select(index);
       if (threadIdx.x == 0) {
         session_.shuffle = make_shuffle(static_cast<uint32_t>(session_.train.n),
                                         static_cast<uint64_t>(t_.keys[2 * network_]),
