@@ -287,7 +287,7 @@ def _train(batch: list[Cell], population: Population, masks: Masks, data: list, 
 
 
 def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
-    masks, result, kept = trained.masks, trained.result, trained.masks.kept()
+    masks, result = trained.masks, trained.result
     recovery = planting.recovery(masks, trained.planted_masks)
     rows = [mothers.rows[c.seed] for c in trained.cells]
     columns = {
@@ -295,8 +295,8 @@ def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
         "weak_metric": result.metric[:, -1],
         "strong_loss": trained.strong_loss,
         "weak_loss": result.test_loss[:, -1],
-        "kept": kept,
-        "density_kept": kept.double() / sum(part[0].numel() for part in (*masks.weights, *masks.biases)),
+        "kept": masks.kept(),
+        "density_kept": masks.density(),
         "effective_density": masks.effective_density(),
         "collapsed": masks.collapsed(),
         "precision": recovery.precision,
