@@ -1,9 +1,9 @@
 // The products of one training step, for the threads that own a network.
 //
-// A quarter of a warp (8 lanes x 4 samples) owns one row of a compressed product, or four rows of a dense one; a warp
-// tile is 4 or 16 rows x 32 samples. Shared memory gives 128 bytes a cycle, so a dense tile of 4 x 4 numbers a lane runs
-// at half of the FMA rate at most; 8 x 8 would leave most warps without work at width 100. Every sum belongs to one lane
-// or to a fixed tree of eight: nothing depends on the number of threads.
+// A quarter of a warp is 8 lanes x 4 samples. In a compressed product it owns a row. In a dense one the four quarters share
+// four rows, each summing every fourth part, so that width 100 has work for all warps. Shared memory gives 128 bytes a
+// cycle: a dense tile of 4 x 4 numbers a lane runs at half of the FMA rate at most; 8 x 8 would leave most warps without
+// work. Every sum belongs to one lane or to a fixed tree: nothing depends on the number of threads.
 #pragma once
 
 #include "core/cuda_check.cuh"
@@ -13,7 +13,7 @@
 namespace pns {
 namespace trainer {
 
-constexpr int kQuarter = 8;  // lanes
+constexpr int kQuarter = 8, kQuarters = 4;  // lanes of a quarter, quarters of a warp
 
 // What a training kernel is compiled for: its code has to stay in the instruction cache.
 template <Residence kWhere, Optimizer kHow, bool kOfScores>
@@ -92,15 +92,28 @@ __device__ inline float sum_transposed(float (&v)[kQuarter]) {
   return v[0];
 }
 
+__device__ inline float4 select(bool first, const float4& a, const float4& b) {
+  return {first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w};
+}
+
+// v plus what the lane at the given distance has of `given`.
+__device__ inline float4 add_exchanged(const float4& v, const float4& given, int distance) {
+  return {v.x + __shfl_xor_sync(kAllLanes, given.x, distance), v.y + __shfl_xor_sync(kAllLanes, given.y, distance),
+          v.z + __shfl_xor_sync(kAllLanes, given.z, distance), v.w + __shfl_xor_sync(kAllLanes, given.w, distance)};
+}
+
 // The sum over the quarters, in all of them.
-__device__ inline void sum_quarters(float4* v) {
-#pragma unroll
-  for (int step = kQuarter; step < kWarp; step *= 2) {
-    v->x += __shfl_xor_sync(kAllLanes, v->x, step);
-    v->y += __shfl_xor_sync(kAllLanes, v->y, step);
-    v->z += __shfl_xor_sync(kAllLanes, v->z, step);
-    v->w += __shfl_xor_sync(kAllLanes, v->w, step);
-  }
+__device__ inline float4 sum_quarters(float4 v) {
+  v = add_exchanged(v, v, 2 * kQuarter);
+  return add_exchanged(v, v, kQuarter);
+}
+
+// Quarter j gets the sum over the quarters of v[j].
+__device__ inline float4 sum_quarters_transposed(const float4 (&v)[kQuarters]) {
+  const bool is_upper = (threadIdx.x & (2 * kQuarter)) != 0, is_odd = (threadIdx.x & kQuarter) != 0;
+  const float4 low = add_exchanged(select(is_upper, v[2], v[0]), select(is_upper, v[0], v[2]), 2 * kQuarter);
+  const float4 high = add_exchanged(select(is_upper, v[3], v[1]), select(is_upper, v[1], v[3]), 2 * kQuarter);
+  return add_exchanged(select(is_odd, high, low), select(is_odd, low, high), kQuarter);
 }
 
 // Where a team's network lies. The members of one residence are in known memory, so that the compiler addresses it.
@@ -144,8 +157,8 @@ struct Turn {
   }
 };
 
-// With few rows a warp works on 4 of them (compressed: on one), each quarter on every fourth part of the sum: the order
-// of a sum depends on the layer's shape, never on the team.
+// With few rows a warp works on one at a time, each quarter on every fourth weight: the order of a sum depends on the
+// layer's shape, never on the team.
 constexpr int kFewRows = 16;
 
 // Layers are passed by value: a store to shared memory might change what is there, as far as the compiler can tell.
@@ -171,7 +184,7 @@ __device__ void forward_compressed(const Memory<kResidence>& m, const Team& team
       for (uint32_t k = begin[r] + (is_few ? group : 0); k < end; k += step) {
         add(&sum, weight[k], x[(place[k] & 0xFFFF) * stride4 + at]);
       }
-      if (is_few) sum_quarters(&sum);
+      if (is_few) sum = sum_quarters(sum);
       if (!is_few || group == 0) y[r * stride4 + at] = is_last ? sum : relu(sum);
     });
   }
@@ -184,24 +197,23 @@ __device__ void forward_dense(const Memory<kResidence>& m, const Team& team, con
   const float4* weight = m.template of_core<float4>(layer.weight);
   const float* bias = m.template of_core<float>(layer.bias);
   float4* y = m.rows(layer.output);
-  const bool is_few = layer.n_rows <= kFewRows;
-  const int n_parts = layer.row_stride / 4, step = is_few ? 4 : 1;
+  const int n_parts = layer.row_stride / 4;
   Turn turn{team.warp, team.n_warps};
 #pragma unroll 1
   for (int tile = 0; tile < team.n_tiles; ++tile) {
     const int at = tile * kQuarter + q;
-    turn.share(is_few ? (layer.n_rows + 3) / 4 : (layer.n_rows + 15) / 16, [&](int item) {
-      const int r = is_few ? item * 4 : item * 16 + group * 4;
+    turn.share((layer.n_rows + 3) / 4, [&](int item) {
+      const int r = item * 4;
       int row[4];  // places, not pointers: half the registers
       float4 sum[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int own = min(r + j, layer.n_rows - 1);
         row[j] = own * n_parts;
-        sum[j] = splat(is_few && group > 0 ? 0 : bias[own]);
+        sum[j] = splat(group > 0 ? 0 : bias[own]);
       }
 #pragma unroll 1
-      for (int i = is_few ? group : 0; i < n_parts; i += step) {
+      for (int i = group; i < n_parts; i += kQuarters) {
         const float4 w[4] = {weight[row[0] + i], weight[row[1] + i], weight[row[2] + i], weight[row[3] + i]};
         const float4* column = x + 4 * i * stride4 + at;
         const float4 x0 = column[0], x1 = column[stride4], x2 = column[2 * stride4], x3 = column[3 * stride4];
@@ -213,12 +225,8 @@ __device__ void forward_dense(const Memory<kResidence>& m, const Team& team, con
           add(&sum[j], w[j].w, x3);
         }
       }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (is_few) sum_quarters(&sum[j]);
-        const bool is_mine = r + j < layer.n_rows && (!is_few || group == j);
-        if (is_mine) y[(r + j) * stride4 + at] = is_last ? sum[j] : relu(sum[j]);
-      }
+      const float4 own = sum_quarters_transposed(sum);
+      if (r + group < layer.n_rows) y[(r + group) * stride4 + at] = is_last ? own : relu(own);
     });
   }
 }
@@ -259,24 +267,20 @@ __device__ void delta_dense(const Memory<kResidence>& m, const Team& team, const
 #pragma unroll 1
   for (int tile = 0; tile < team.n_tiles; ++tile) {
     const int at = tile * kQuarter + q;
-    turn->share((layer.n_columns + 15) / 16, [&](int item) {
-      const int c = item * 16 + group * 4;
-      // Columns beyond the last are read as the last four: their sums are not stored.
-      const float4* column = m.template of_core<float4>(layer.weight) + min(c / 4, n_parts - 1);
+    turn->share(n_parts, [&](int part) {
+      const float4* column = m.template of_core<float4>(layer.weight) + part;
       float4 sum[4] = {splat(0), splat(0), splat(0), splat(0)};
 #pragma unroll 4
-      for (int o = 0; o < layer.n_rows; ++o) {
+      for (int o = group; o < layer.n_rows; o += kQuarters) {
         const float4 w = column[o * n_parts], d = delta[o * stride4 + at];
         add(&sum[0], w.x, d);
         add(&sum[1], w.y, d);
         add(&sum[2], w.z, d);
         add(&sum[3], w.w, d);
       }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int at_j = (c + j) * stride4 + at;
-        if (c + j < layer.n_columns) below[at_j] = where_positive(input[at_j], sum[j]);
-      }
+      const float4 own = sum_quarters_transposed(sum);
+      const int c = 4 * part + group, at_c = c * stride4 + at;
+      if (c < layer.n_columns) below[at_c] = where_positive(input[at_c], own);
     });
   }
 }
