@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "core/cuda_check.cuh"
+#include "kernels/best_match/match_dense.cuh"
 #include "kernels/best_match/match_plan.cuh"
 #include "kernels/best_match/match_prepare.cuh"
 #include "kernels/best_match/match_score.cuh"
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) best_match_select_kernel(Problem<T> 
   if (threadIdx.x == 0) best.n = 0;
   __syncthreads();
   if (s.info.n_features > 0) {
-    const double rounding = rounding_of(s.info.n_features);
+    const double rounding = rounding_of_scores(s.info);
     float reached = -kFarFloat;
     if (plan.has_scores) {
       reached = high_score(w.tile_score + target * plan.n_tiles, plan.n_tiles, kFarFloat, plan.kept);
@@ -133,6 +134,16 @@ dim3 grid_of(int64_t n_blocks) {
 }
 
 template <typename T>
+void launch_dense(const Problem<T>& p, const Plan& plan, const Workspace& w, CUstream_st* stream) {
+  const int64_t n_chunks = p.n_problems * plan.n_chunks(), most = ceil_div<int64_t>(plan.n_tiles, kDenseWarps);
+  const int n_parts = static_cast<int>(min_of(ceil_div(kDenseBlocks, n_chunks), most));
+  const size_t bytes = kDenseTargets / kDenseGroup * 2 * plan.dense_steps * kWarpSize * sizeof(uint4) +
+                       kDenseWarps * kDenseTargets * sizeof(float);
+  const auto kernel = plan.dense_steps == 2 ? best_match_dense_kernel<T, 2> : best_match_dense_kernel<T, 4>;
+  cuda_launch("best_match", {grid_of(n_chunks * n_parts), kThreads, stream, bytes}, kernel, p, plan, w, n_parts);
+}
+
+template <typename T>
 void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   const Problem<T> p{q.n_problems, q.n_targets, q.n_candidates, q.n_parameters, q.target, q.target_is_f64, q.support,
                      static_cast<const T*>(q.candidates), q.available, q.index, q.scale, q.distance};
@@ -142,8 +153,10 @@ void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   const int64_t targets = p.n_problems * p.n_targets;
   const int64_t holders = ceil_div<int64_t>(p.n_problems * p.n_candidates, kThreads * kPerLane);
   cuda_launch(name, {grid_of(targets + holders), kThreads, q.stream}, best_match_prepare_kernel<T>, p, plan, w);
+  if (plan.dense_steps > 0) launch_dense(p, plan, w, q.stream);
   if (plan.has_scores) {
-    const CudaLaunch launch{grid_of(p.n_problems * plan.n_tiles), plan.n_threads, q.stream,
+    const int64_t n_blocks = plan.dense_steps > 0 ? min_of(kLeftOverBlocks, plan.n_tiles) : p.n_problems * plan.n_tiles;
+    const CudaLaunch launch{grid_of(n_blocks), plan.n_threads, q.stream,
                             static_cast<size_t>(tile_bytes(plan.log2_tile, plan.panel))};
     const auto kernel = plan.has_quads ? best_match_score_kernel<T, true> : best_match_score_kernel<T, false>;
     cuda_launch(name, launch, kernel, p, plan, w);
@@ -152,8 +165,9 @@ void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   cuda_launch(name, {grid_of(p.n_problems), kThreads, q.stream}, best_match_resolve_kernel<T>, p, plan, w);
 }
 
-void launch_plan(const CudaBestMatchParams& p, const Plan& plan) {
+void launch_plan(const CudaBestMatchParams& p, Plan plan) {
   if (p.n_problems == 0 || p.n_targets == 0) return;
+  if (reinterpret_cast<uintptr_t>(p.candidates) % 16 != 0) plan.dense_steps = 0;
   const CudaDeviceGuard guard("best_match", p.device);
   if (p.candidates_are_f64) {
     launch_all<double>(p, plan);

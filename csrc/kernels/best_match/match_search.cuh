@@ -50,6 +50,10 @@ __device__ inline float least_score(double cosine2, double slack, double roundin
   return nextafterf(static_cast<float>(least), -1.0f);
 }
 
+__device__ inline double rounding_of_scores(const TargetInfo& info) {
+  return info.dense_scale > 0 ? kDenseRounding : rounding_of(info.n_features);
+}
+
 template <typename T>
 struct Searched {  // a target
   int64_t target, problem;
@@ -140,7 +144,7 @@ __device__ void search_tiles(const Problem<T>& p, const Plan& plan, const Worksp
 template <typename T>
 __device__ void search_again(const Problem<T>& p, const Plan& plan, const Workspace& w, const Searched<T>& s,
                              BestList* best) {
-  const double rounding = rounding_of(s.info.n_features);
+  const double rounding = rounding_of_scores(s.info);
   Window window{0, kFarFloat, 0};  // a tile is looked at once, so its lesser candidates count too
   for (;;) {
     float reached = -kFarFloat;
