@@ -97,7 +97,7 @@ Output emulated(const Input<U, T>& in, const Plan& plan, const char* what) {
   simt::machine().order = static_cast<simt::Order>(n_cases % 3);
   launch_plan({s.n, s.t, s.c, s.p, in.target.data(), sizeof(U) == 8, in.support.data(), in.candidates.data(),
                sizeof(T) == 8, in.available.empty() ? nullptr : in.available.data(), out.index.data(), out.scale.data(),
-               out.distance.data(), aligned, 0, nullptr},
+               out.distance.data(), true, aligned, 0, nullptr},
               plan);
   REQUIRE(workspace.is_intact(), "wrote outside the workspace (%s)", what);
   return out;
@@ -195,7 +195,7 @@ void check_dense_scores(const Input<U, T>& in, const char* what) {
   std::vector<uint64_t> memory(workspace_bytes(s.n, s.t, s.c, s.p, plan) / 8 + 64);
   launch_plan({s.n, s.t, s.c, s.p, in.target.data(), sizeof(U) == 8, in.support.data(), in.candidates.data(),
                sizeof(T) == 8, in.available.empty() ? nullptr : in.available.data(), out.index.data(), out.scale.data(),
-               out.distance.data(), memory.data(), 0, nullptr},
+               out.distance.data(), true, memory.data(), 0, nullptr},
               plan);
   Workspace w;
   lay_out(Problem<T>{s.n, s.t, s.c, s.p}, plan, memory.data(), &w);
@@ -234,8 +234,8 @@ void check_dense_scores(const Input<U, T>& in, const char* what) {
 
 void check_dense() {
   std::mt19937 random(24);
-  for (const Sizes& s : {Sizes{1, 16, 300, 64, 0.2}, {2, 21, 150, 36, 0.5}, {1, 150, 200, 16, 1.0}, {1, 7, 140, 8, 1.0},
-                         {1, 9, 400, 60, 1.0}, {3, 17, 130, 8, 0.8}, {1, 20, 260, 40, 0.1}}) {
+  for (const Sizes& s : {Sizes{1, 16, 300, 64, 0.2}, {2, 21, 150, 36, 0.5}, {1, 135, 130, 16, 1.0}, {1, 7, 140, 8, 1.0},
+                         {1, 9, 260, 60, 1.0}, {3, 17, 130, 8, 0.8}, {1, 20, 260, 40, 0.1}}) {
     const Plan one = dense(s, 1), few = dense(s, 3);
     check(normal_input<float, float>(s, 25), "dense", &one);
     check(normal_input<double, double>(s, 26), "dense", &few);

@@ -6,8 +6,8 @@
 //
 // A warp owns a tile, 32 candidates at a time, which it reads once into registers; a block's eight warps share the
 // targets, up to 128, as the instruction wants them, in 32 KB of shared memory. 128 registers: 16 warps an SM.
-// For 128 targets of 64 parameters, derived: 512 products of 16 x 8 x 16 a step, 64 us for 2^20 candidates at the 62% of
-// the tensor cores' rate that mma.sync reaches, about as long as reading them takes.
+// For 128 targets of 64 parameters, derived: 256 products of 16 x 8 x 16 for 32 candidates, 64 us for 2^20 at the 62%
+// of the tensor cores' rate that mma.sync reaches, about as long as reading them takes.
 //
 // Rounding, with u = 2^-11 for half precision. A row is scaled so that its largest |m| lies in [64, 128): nothing
 // overflows, and what vanishes is below 2^-25. A candidate whose |m|^2 over the support comes out below kLeastDenseNorm
@@ -44,7 +44,8 @@ struct DenseRows {
 
 // Rows that are not there or not available are zero, so they never count.
 template <typename T, int kSteps>
-__device__ __forceinline__ void load_rows(const DenseRows<T>& rows, int64_t first, float (&v)[kStepColumns][4 * kSteps]) {
+__device__ __forceinline__ void load_rows(const DenseRows<T>& rows, int64_t first,
+                                          float (&v)[kStepColumns][4 * kSteps]) {
   const int lane = threadIdx.x % kWarpSize;
   bool is_there[kStepColumns];
 #pragma unroll
@@ -162,16 +163,17 @@ __device__ inline void fetch_step(const DenseRows<T>& rows, int64_t first) {
 
 // A block takes up to kDenseTargets targets of a problem through every n_parts-th eight of its tiles.
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(kThreads, 2) best_match_dense_kernel(Problem<T> p, Plan plan, Workspace w, int n_parts) {
+__global__ void __launch_bounds__(kThreads, 2)
+    best_match_dense_kernel(Problem<T> p, Plan plan, Workspace w, int n_parts) {
   PNS_DYNAMIC_SHARED(memory);
   uint4* operands = reinterpret_cast<uint4*>(memory);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t part = blockIdx.x % n_parts, chunk = blockIdx.x / n_parts % plan.n_chunks();
   const int64_t problem = blockIdx.x / n_parts / plan.n_chunks();
-  const int64_t first_group = chunk * (kDenseTargets / kDenseGroup);
-  const int n_groups = static_cast<int>(min_of(plan.n_groups - first_group, kDenseTargets / kDenseGroup));
+  const int64_t first_group = chunk * kBlockGroups;
+  const int n_groups = static_cast<int>(min_of(plan.n_groups - first_group, kBlockGroups));
   constexpr int kOfGroup = 2 * kSteps * kWarpSize;  // operands
-  float* best = reinterpret_cast<float*>(operands + kDenseTargets / kDenseGroup * kOfGroup) + warp * kDenseTargets;
+  float* best = reinterpret_cast<float*>(operands + kBlockGroups * kOfGroup) + warp * kDenseTargets;
   const uint4* from = w.dense + (problem * plan.n_groups + first_group) * kOfGroup;
   for (int i = threadIdx.x; i < n_groups * kOfGroup; i += kThreads) operands[i] = from[i];
   __syncthreads();

@@ -26,9 +26,8 @@ constexpr int64_t kSmallTileBytes = 54 << 10, kLargeTileBytes = 96 << 10;
 constexpr int64_t kLeastTiles = 264;  // two a SM
 constexpr int kPanelTile = 8, kPanelRows = 2304;
 
-// The tensor cores' first stage (match_dense.cuh), with the cosine^2 that it is off by at most. Derived, not measured: from
-// so many tiles on it has a block or two a SM.
-constexpr int kDenseGroup = 16, kDenseTargets = 128;  // targets of a product, of a block
+// The tensor cores' first stage (match_dense.cuh) and the cosine^2 that it is off by at most. Derived, not measured.
+constexpr int kDenseGroup = 16, kBlockGroups = 8, kDenseTargets = kBlockGroups * kDenseGroup;  // of a product, of a block
 constexpr int kDenseTile = 128, kMostDenseColumns = 64, kLeastDense = 5;
 constexpr double kDenseRounding = 2e-3;
 constexpr int64_t kLeastDenseTiles = 1024, kDenseBlocks = 264;
@@ -49,7 +48,7 @@ struct Plan {
 
   __host__ __device__ int tile() const { return 1 << log2_tile; }
   __host__ __device__ int lanes() const { return 1 << (log2_tile - 2); }  // that share a target
-  __host__ __device__ int64_t n_chunks() const { return (n_groups + kDenseTargets / kDenseGroup - 1) * kDenseGroup / kDenseTargets; }
+  __host__ __device__ int64_t n_chunks() const { return (n_groups + kBlockGroups - 1) / kBlockGroups; }
 };
 
 // Where a tile's row starts, in floats. Every four rows a gap: a warp stores 4 x 8 rows x columns (8 x 4 of the smallest
@@ -81,7 +80,8 @@ struct Problem {
   const T* candidates;       // [N, C, P]
   const uint8_t* available;  // [N, C] or null
   int64_t* index;            // [N, T]
-  double *scale, *distance;  // [N, T]
+  void *scale, *distance;    // [N, T]
+  bool results_are_f64;
 };
 
 struct Workspace {

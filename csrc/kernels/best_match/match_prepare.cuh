@@ -36,10 +36,13 @@ __device__ Survey survey_support(const Problem<T>& p, int64_t target, int32_t* f
   const uint8_t* support = p.support + target * n;
   const uint8_t* previous = target % p.n_targets > 0 ? support - n : nullptr;
   int count = 0, is_finite = 1, is_alike = previous != nullptr;
+  unsigned seen = 0;  // bit j: the support at begin + lane + 32 j
   double peak = 0;
 #pragma unroll 4
   for (int64_t i = begin + lane; i < end; i += kWarpSize) {
     const bool is_on = support[i] != 0;
+    const int64_t step = (i - begin) / kWarpSize;
+    if (step < 32) seen |= static_cast<unsigned>(is_on) << step;
     const double size = fabs(target_value(p.target, p.target_is_f64, target * n + i));
     count += is_on;
     is_finite &= size < kFar;
@@ -68,7 +71,8 @@ __device__ Survey survey_support(const Problem<T>& p, int64_t target, int32_t* f
     survey.is_like_previous &= flags[v] >> 1;
   }
   for (int64_t i = begin; i < end; i += kWarpSize) {
-    const bool is_on = i + lane < end && support[i + lane] != 0;
+    const int64_t step = (i - begin) / kWarpSize;
+    const bool is_on = step < 32 ? (seen >> step & 1) != 0 : i + lane < end && support[i + lane] != 0;
     const unsigned bits = __ballot_sync(kAllLanes, is_on);
     if (is_on) feature[at + __popc(bits & ((1u << lane) - 1))] = static_cast<int32_t>(i + lane);
     at += __popc(bits);

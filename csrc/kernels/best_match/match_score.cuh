@@ -6,6 +6,7 @@
 // loads. The pairs of offset and direction are read through the L1, 16 bytes for two features and all lanes of a target.
 #pragma once
 
+#include "kernels/best_match/half_products.cuh"
 #include "kernels/best_match/match_plan.cuh"
 
 namespace pns {
@@ -212,6 +213,16 @@ __device__ void load_panel(const Tile<T>& tile, const Plan& plan, int panel, flo
   __syncthreads();
 }
 
+// Asks for the rows of the tile that this SM will take next, as far as can be known.
+template <typename T>
+__device__ void fetch_later_tile(const Problem<T>& p, const Plan& plan) {
+  const int64_t n_rows = p.n_problems * p.n_candidates, row = (blockIdx.x + kLeastTiles) << plan.log2_tile;
+  const int64_t n = min_of(n_rows - row, plan.tile()) * p.n_parameters;
+  constexpr int64_t kLine = 128 / sizeof(T);
+  const T* from = p.candidates + row * p.n_parameters;
+  for (int64_t i = threadIdx.x * kLine; i < n; i += blockDim.x * kLine) fetch_ahead(from + i);
+}
+
 // Of a small tile: a target a group of lanes, panel after panel.
 template <typename T>
 __device__ void score_singles(const Problem<T>& p, const Plan& plan, const Workspace& w, const Tile<T>& tile,
@@ -219,6 +230,7 @@ __device__ void score_singles(const Problem<T>& p, const Plan& plan, const Works
   const int lanes = plan.lanes(), lane = threadIdx.x % lanes;
   const unsigned char* column = reinterpret_cast<const unsigned char*>(values + kPerLane * lane);
   const int64_t together = blockDim.x / lanes;
+  if (plan.n_panels == 1) fetch_later_tile(p, plan);
   for (int64_t first = 0; first < p.n_targets; first += together) {
     const int64_t t = first + threadIdx.x / lanes;
     const bool is_there = t < p.n_targets;
