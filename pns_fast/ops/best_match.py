@@ -79,8 +79,9 @@ def _best_match_cuda(
     _check(target, support, candidates, available)
     module, device, shape = _native.cuda(), target.device, target.shape[:-1]
     sizes = shape[:-1].numel(), shape[-1], candidates.shape[-2], target.shape[-1]
+    dtype = torch.promote_types(target.dtype, candidates.dtype)
     index = torch.empty(shape, dtype=torch.int64, device=device)
-    scale, distance = (torch.empty(shape, dtype=torch.float64, device=device) for _ in range(2))
+    scale, distance = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
     workspace = torch.empty(module.best_match_workspace(*sizes), dtype=torch.uint8, device=device)
     theta, on, pool = target.contiguous(), support.contiguous(), candidates.contiguous()
     free = None if available is None else available.contiguous()
@@ -88,11 +89,11 @@ def _best_match_cuda(
         n_problems=sizes[0], n_targets=sizes[1], n_candidates=sizes[2], n_parameters=sizes[3],
         target=pointer(theta), target_is_f64=theta.dtype == torch.float64, support=pointer(on),
         candidates=pointer(pool), candidates_are_f64=pool.dtype == torch.float64, available=pointer(free),
-        index=pointer(index), scale=pointer(scale), distance=pointer(distance), workspace=pointer(workspace),
-        device=device.index, stream=torch.cuda.current_stream(device).cuda_stream,
+        index=pointer(index), scale=pointer(scale), distance=pointer(distance),
+        results_are_f64=dtype == torch.float64, workspace=pointer(workspace), device=device.index,
+        stream=torch._C._cuda_getCurrentRawStream(device.index),  # 0.1 us, torch.cuda.current_stream 2
     )  # fmt: skip
-    dtype = torch.promote_types(target.dtype, candidates.dtype)
-    return index, scale.to(dtype), distance.to(dtype)
+    return index, scale, distance
 
 
 library.impl("best_match", _best_match_cpu, "CPU")

@@ -22,6 +22,14 @@ SIZES = (
     (1, 300, 1_000, 5_001, 0.02),
     (1, 500, 600, 6, 1.0),
 )
+# enough candidates of few parameters for the tensor cores' first stage; supports of less than 5 are left over
+DENSE = (
+    (1, 128, 131_072, 64, 0.125),
+    (1, 150, 140_001, 24, 0.5),
+    (3, 20, 50_000, 16, 1.0),
+    (1, 9, 131_000, 60, 0.1),
+    (1, 16, 131_072, 8, 1.0),
+)
 
 
 def problem(n, t, c, p, density, dtype=torch.float32, seed=0):
@@ -45,7 +53,7 @@ def assert_as_on_the_cpu(cuda, *arguments, what=None):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES + DENSE, ids=str)
 def test_equals_the_cpu(cuda, size):
     target, support, candidates = problem(*size)
     assert_as_on_the_cpu(cuda, target, support, candidates)
@@ -94,6 +102,24 @@ def test_extremes(cuda):
     where = torch.rand(candidates.shape, generator=g) < 0.1
     candidates[where] = wild[torch.randint(0, 4, (int(where.sum()),), generator=g)].double()
     assert_as_on_the_cpu(cuda, target, support, candidates, what="not finite")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tensor_cores_only_leave_out_what_cannot_win(cuda, dtype):
+    g = torch.Generator().manual_seed(5)
+    target, support, candidates = problem(1, 24, 131_072, 12, 0.7, torch.float64)
+    for spread in (1.0, 8.0, 40.0, 130.0):  # powers of two within a row
+        wide = candidates * torch.exp2(-spread * torch.rand(candidates.shape, generator=g, dtype=torch.float64))
+        some = wide.to(dtype)[:, : 131_072 if spread < 20 else 131_000]
+        assert_as_on_the_cpu(cuda, target, support, some, what=spread)
+    near = target[:, :1] * (1 + 1e-4 * candidates)  # half precision cannot tell them apart
+    assert_as_on_the_cpu(cuda, target, support, near[:, :131_000].to(dtype), what="near")
+    wild = torch.tensor([math.nan, math.inf, -math.inf, 0.0, 3e38, 1e-45])
+    where = torch.rand(candidates.shape, generator=g) < 0.02
+    candidates[where] = wild[torch.randint(0, 6, (int(where.sum()),), generator=g)].double()
+    available = torch.rand(candidates.shape[:2], generator=g) < 0.5
+    assert_as_on_the_cpu(cuda, target, support, candidates.to(dtype), available, what="not finite")
 
 
 @pytest.mark.gpu

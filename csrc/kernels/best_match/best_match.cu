@@ -1,6 +1,7 @@
 // best_match on CUDA, four kernels in a row and nothing in between: the targets on their supports; of every tile of
-// candidates the largest float32 cosine^2 (match_score.cuh); for every target the exact best few of the tiles that may
-// hold them (match_search.cuh); the greedy order. Every step is exact or a bound, and no float is added in an order that
+// candidates the largest cosine^2, in float32 (match_score.cuh) or, for few parameters and many candidates, by a fifth
+// kernel in half precision (match_dense.cuh); for every target the exact best few of the tiles that may hold them
+// (match_search.cuh); the greedy order. Every step is exact or a bound, and no float64 is added in an order that
 // scheduling decides: the bits are the CPU's.
 //
 // The greedy order is what comes of it when all targets ask for their best candidate at once, each candidate goes to the
@@ -11,6 +12,7 @@
 #include <algorithm>
 
 #include "core/cuda_check.cuh"
+#include "kernels/best_match/match_dense.cuh"
 #include "kernels/best_match/match_plan.cuh"
 #include "kernels/best_match/match_prepare.cuh"
 #include "kernels/best_match/match_score.cuh"
@@ -21,14 +23,14 @@ namespace {
 
 // A block a target: the kept best candidates, whoever else wants them.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) best_match_select_kernel(Problem<T> p, Plan plan, Workspace w) {
+__global__ void __launch_bounds__(kThreads, 3) best_match_select_kernel(Problem<T> p, Plan plan, Workspace w) {
   __shared__ BestList best;
   const int64_t target = blockIdx.x;
   const Searched<T> s{target, target / p.n_targets, w.info[target], -1};
   if (threadIdx.x == 0) best.n = 0;
   __syncthreads();
   if (s.info.n_features > 0) {
-    const double rounding = rounding_of(s.info.n_features);
+    const double rounding = rounding_of_scores(s.info);
     float reached = -kFarFloat;
     if (plan.has_scores) {
       reached = high_score(w.tile_score + target * plan.n_tiles, plan.n_tiles, kFarFloat, plan.kept);
@@ -96,14 +98,21 @@ __device__ void write_results(const Problem<T>& p, const Plan& plan, const Works
     if (is_found) match = w.match[at * plan.kept + w.next[at]];
     const int exponent = w.info[at].exponent;
     p.index[at] = match.index;
-    p.scale[at] = is_found ? ldexp(match.scale, exponent) : 1;
-    p.distance[at] = is_found ? ldexp(match.distance, exponent) : match.distance;
+    const double scale = is_found ? ldexp(match.scale, exponent) : 1;
+    const double distance = is_found ? ldexp(match.distance, exponent) : match.distance;
+    if (p.results_are_f64) {
+      static_cast<double*>(p.scale)[at] = scale;
+      static_cast<double*>(p.distance)[at] = distance;
+    } else {
+      static_cast<float*>(p.scale)[at] = static_cast<float>(scale);
+      static_cast<float*>(p.distance)[at] = static_cast<float>(distance);
+    }
   }
 }
 
 // A block a problem.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) best_match_resolve_kernel(Problem<T> p, Plan plan, Workspace w) {
+__global__ void __launch_bounds__(kThreads, 1) best_match_resolve_kernel(Problem<T> p, Plan plan, Workspace w) {
   __shared__ BestList best;
   const int64_t problem = blockIdx.x;
   for (;;) {
@@ -133,17 +142,29 @@ dim3 grid_of(int64_t n_blocks) {
 }
 
 template <typename T>
+void launch_dense(const Problem<T>& p, const Plan& plan, const Workspace& w, CUstream_st* stream) {
+  const int64_t n_chunks = p.n_problems * plan.n_chunks(), most = ceil_div<int64_t>(plan.n_tiles, kDenseWarps);
+  const int n_parts = static_cast<int>(min_of(ceil_div(kDenseBlocks, n_chunks), most));
+  const size_t bytes = kBlockGroups * 2 * plan.dense_steps * kWarpSize * sizeof(uint4) +
+                       kDenseWarps * kDenseTargets * sizeof(float);
+  const auto kernel = plan.dense_steps == 2 ? best_match_dense_kernel<T, 2> : best_match_dense_kernel<T, 4>;
+  cuda_launch("best_match", {grid_of(n_chunks * n_parts), kThreads, stream, bytes}, kernel, p, plan, w, n_parts);
+}
+
+template <typename T>
 void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   const Problem<T> p{q.n_problems, q.n_targets, q.n_candidates, q.n_parameters, q.target, q.target_is_f64, q.support,
-                     static_cast<const T*>(q.candidates), q.available, q.index, q.scale, q.distance};
+                     static_cast<const T*>(q.candidates), q.available, q.index, q.scale, q.distance, q.results_are_f64};
   Workspace w;
   lay_out(p, plan, q.workspace, &w);
   const char* name = "best_match";
   const int64_t targets = p.n_problems * p.n_targets;
   const int64_t holders = ceil_div<int64_t>(p.n_problems * p.n_candidates, kThreads * kPerLane);
   cuda_launch(name, {grid_of(targets + holders), kThreads, q.stream}, best_match_prepare_kernel<T>, p, plan, w);
+  if (plan.dense_steps > 0) launch_dense(p, plan, w, q.stream);
   if (plan.has_scores) {
-    const CudaLaunch launch{grid_of(p.n_problems * plan.n_tiles), plan.n_threads, q.stream,
+    const int64_t n_blocks = plan.dense_steps > 0 ? min_of(kLeftOverBlocks, plan.n_tiles) : p.n_problems * plan.n_tiles;
+    const CudaLaunch launch{grid_of(n_blocks), plan.n_threads, q.stream,
                             static_cast<size_t>(tile_bytes(plan.log2_tile, plan.panel))};
     const auto kernel = plan.has_quads ? best_match_score_kernel<T, true> : best_match_score_kernel<T, false>;
     cuda_launch(name, launch, kernel, p, plan, w);
@@ -152,8 +173,9 @@ void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   cuda_launch(name, {grid_of(p.n_problems), kThreads, q.stream}, best_match_resolve_kernel<T>, p, plan, w);
 }
 
-void launch_plan(const CudaBestMatchParams& p, const Plan& plan) {
+void launch_plan(const CudaBestMatchParams& p, Plan plan) {
   if (p.n_problems == 0 || p.n_targets == 0) return;
+  if (reinterpret_cast<uintptr_t>(p.candidates) % 16 != 0) plan.dense_steps = 0;
   const CudaDeviceGuard guard("best_match", p.device);
   if (p.candidates_are_f64) {
     launch_all<double>(p, plan);

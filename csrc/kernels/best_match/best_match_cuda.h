@@ -18,8 +18,8 @@ struct CudaBestMatchParams {
   bool candidates_are_f64;
   const uint8_t* available;  // [N, C] or null: all
   int64_t* index;            // [N, T]
-  double* scale;             // [N, T]
-  double* distance;          // [N, T]
+  void *scale, *distance;    // [N, T], double or float
+  bool results_are_f64;
   void* workspace;           // best_match_workspace(...) bytes, 256-byte aligned, contents irrelevant
   int device;
   CUstream_st* stream;  // of that device

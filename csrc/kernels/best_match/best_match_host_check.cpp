@@ -97,7 +97,7 @@ Output emulated(const Input<U, T>& in, const Plan& plan, const char* what) {
   simt::machine().order = static_cast<simt::Order>(n_cases % 3);
   launch_plan({s.n, s.t, s.c, s.p, in.target.data(), sizeof(U) == 8, in.support.data(), in.candidates.data(),
                sizeof(T) == 8, in.available.empty() ? nullptr : in.available.data(), out.index.data(), out.scale.data(),
-               out.distance.data(), aligned, 0, nullptr},
+               out.distance.data(), true, aligned, 0, nullptr},
               plan);
   REQUIRE(workspace.is_intact(), "wrote outside the workspace (%s)", what);
   return out;
@@ -132,6 +132,15 @@ Plan scored(const Sizes& s, int log2_tile, int kept, int panel = 0) {
   plan.has_quads = log2_tile >= 5;
   plan.n_tiles = ceil_div<int64_t>(s.c, int64_t{1} << log2_tile);
   plan.n_slots = s.p / 2 + plan.n_panels;
+  plan.dense_steps = 0;
+  plan.n_groups = 0;
+  return plan;
+}
+
+// The tensor cores' first stage, also where there are too few candidates for it.
+Plan dense(const Sizes& s, int kept) {
+  Plan plan = scored(s, 7, kept);
+  add_dense(s.t, s.p, &plan);
   return plan;
 }
 
@@ -173,6 +182,107 @@ void check_neighbours() {
     const Plan large = scored(s, 7, 3), middle = scored(s, 5, 3);
     check(in, "neighbours", &large);
     check(in, "neighbours", &middle);
+  }
+}
+
+// Every score is as near to the largest cosine^2 of its tile as kDenseRounding says, or inf where a norm over the support
+// is small beside the row's largest value.
+template <typename U, typename T>
+void check_dense_scores(const Input<U, T>& in, const char* what) {
+  const Sizes& s = in.sizes;
+  const Plan plan = dense(s, 1);
+  Output out(s.n * s.t);
+  std::vector<uint64_t> memory(workspace_bytes(s.n, s.t, s.c, s.p, plan) / 8 + 64);
+  launch_plan({s.n, s.t, s.c, s.p, in.target.data(), sizeof(U) == 8, in.support.data(), in.candidates.data(),
+               sizeof(T) == 8, in.available.empty() ? nullptr : in.available.data(), out.index.data(), out.scale.data(),
+               out.distance.data(), true, memory.data(), 0, nullptr},
+              plan);
+  Workspace w;
+  lay_out(Problem<T>{s.n, s.t, s.c, s.p}, plan, memory.data(), &w);
+  int64_t n_unknown = 0;
+  for (int64_t target = 0; target < s.n * s.t; ++target) {
+    if (w.info[target].dense_scale == 0) continue;
+    for (int64_t tile = 0; tile < plan.n_tiles; ++tile) {
+      double largest = -INFINITY, least_ratio = INFINITY;
+      for (int64_t c = tile * 128; c < std::min(s.c, tile * 128 + 128); ++c) {
+        const int64_t row = target / s.t * s.c + c;
+        double dot = 0, norm = 0, length2 = 0, peak = 0;
+        for (int64_t i = 0; i < s.p; ++i) {
+          const double m = in.candidates[row * s.p + i];
+          peak = std::max(peak, std::fabs(m));
+          if (in.support[target * s.p + i] == 0) continue;
+          const double theta = in.target[target * s.p + i];
+          dot += theta * m, norm += m * m, length2 += theta * theta;
+        }
+        if (norm == 0 || (!in.available.empty() && in.available[row] == 0)) continue;
+        // The last two where a neighbour is left over.
+        const bool is_odd = peak < 0x1p-114 || norm < 2 * kLeastNorm || norm > kMostNorm / 2;
+        least_ratio = std::min(least_ratio, is_odd ? 0 : norm / (peak * peak));
+        largest = std::max(largest, dot * std::fabs(dot) / (norm * length2));
+      }
+      const float score = w.tile_score[target * plan.n_tiles + tile];
+      const bool may_be_unknown = least_ratio < 2 * kLeastDenseNorm / (64 * 64);
+      n_unknown += score == INFINITY;
+      REQUIRE((score == INFINITY && may_be_unknown) || score == largest || std::fabs(score - largest) < kDenseRounding,
+              "target %lld, tile %lld: %.9g, not %.9g (%s, P %lld)", (long long)target, (long long)tile, score, largest,
+              what, (long long)s.p);
+    }
+  }
+  if (std::getenv("PNS_VERBOSE") != nullptr) std::printf("%s: %lld unknown\n", what, (long long)n_unknown);
+  ++n_cases;
+}
+
+void check_dense() {
+  std::mt19937 random(24);
+  for (const Sizes& s : {Sizes{1, 16, 300, 64, 0.2}, {2, 21, 150, 36, 0.5}, {1, 135, 130, 16, 1.0}, {1, 7, 140, 8, 1.0},
+                         {1, 9, 260, 60, 1.0}, {3, 17, 130, 8, 0.8}, {1, 20, 260, 40, 0.1}}) {
+    const Plan one = dense(s, 1), few = dense(s, 3);
+    check(normal_input<float, float>(s, 25), "dense", &one);
+    check(normal_input<double, double>(s, 26), "dense", &few);
+    auto in = normal_input<double, float>(s, 27);
+    in.available.resize(s.n * s.c);
+    for (auto& a : in.available) a = random() % 3 == 0;
+    check(in, "dense, available", &few);
+    check_dense_scores(in, "normal");
+    for (auto& x : in.candidates) x = random() % 2 == 0 ? 0.0f : x;
+    check_dense_scores(in, "half of them zero");
+    check(in, "dense, half of them zero", &few);
+    // Magnitudes all over a row, so that supports vanish beside it; down to what float32 only just tells from zero.
+    for (double spread : {10.0, 40.0, 140.0}) {
+      auto wide = normal_input<float, double>(s, 28);
+      for (auto& x : wide.candidates) x *= std::exp2(spread * (random() % 1000 / 1000.0 - 1));
+      for (auto& x : wide.target) x *= std::exp2f(20 * (random() % 1000 / 1000.0f - 1));
+      check_dense_scores(wide, "wide rows");
+      check(wide, "dense, wide rows", &few);
+      auto narrow = normal_input<float, float>(s, 29);
+      for (int64_t i = 0; i < s.n * s.c * s.p; ++i) narrow.candidates[i] = static_cast<float>(wide.candidates[i]);
+      check(narrow, "dense, wide rows of float", &one);
+    }
+    const float wild[] = {NAN, INFINITY, -INFINITY, 3e38f, -1e30f, 1e-30f, 1e-45f, 0.0f};
+    auto odd = normal_input<float, float>(s, 30);
+    for (auto& x : odd.candidates) x = random() % 50 == 0 ? wild[random() % 8] : x;
+    check(odd, "dense, wild", &one);
+    for (auto& x : odd.candidates) x = wild[random() % 8];
+    check(odd, "dense, all wild", &few);
+    for (double magnitude : {1e200, 1e-200, 1e-310, 1e30, 1e-30}) {
+      auto d = normal_input<double, double>(s, 31);
+      for (auto& x : d.candidates) x *= magnitude;
+      for (auto& x : d.target) x *= magnitude > 1 ? 1e-100 : 1e100;
+      check(d, "dense, magnitudes", &few);
+    }
+    // Squares that all round the same way.
+    auto level = normal_input<float, float>(s, 32);
+    for (auto& x : level.candidates) x = std::copysign(1 + 0.9f / 1024, x);
+    for (auto& x : level.target) x = std::copysign(1 + 0.6f / 2048, x);
+    check_dense_scores(level, "level");
+    check(level, "dense, level", &few);
+    std::fill(level.target.begin(), level.target.begin() + s.p, 0.0f);
+    check(level, "dense, a target of zeros", &few);
+    auto near = normal_input<double, double>(s, 33);
+    for (int64_t i = 0; i < s.n * s.c * s.p; ++i) {
+      near.candidates[i] = near.target[i / (s.c * s.p) * s.t * s.p + i % s.p] * (1 + 1e-9 * near.candidates[i]);
+    }
+    check(near, "dense, near-parallel", &few);
   }
 }
 
@@ -267,6 +377,8 @@ void check_plans() {
         REQUIRE(plan.n_tiles * plan.tile() >= c && int64_t{plan.n_panels} * plan.panel >= p, "%lld", (long long)c);
         REQUIRE(plan.n_panels == 1 || (!plan.has_quads && plan.panel % 4 == 0), "%lld", (long long)p);
         REQUIRE(!plan.has_quads || plan.n_threads == kThreads, "%lld", (long long)p);
+        REQUIRE(plan.dense_steps == 0 || (plan.has_quads && plan.tile() == kDenseTile), "%lld", (long long)p);
+        REQUIRE(16 * plan.dense_steps >= p || plan.dense_steps == 0, "%lld", (long long)p);
         REQUIRE(plan.tile() <= plan.n_threads && plan.kept <= kMostKept, "%lld", (long long)p);
       }
     }
@@ -305,6 +417,7 @@ int main() {
   pns::check_sizes();
   pns::check_tiles();
   pns::check_neighbours();
+  pns::check_dense();
   pns::check_ties_and_clashes();
   pns::check_windows();
   pns::check_extremes();

@@ -26,6 +26,13 @@ constexpr int64_t kSmallTileBytes = 54 << 10, kLargeTileBytes = 96 << 10;
 constexpr int64_t kLeastTiles = 264;  // two a SM
 constexpr int kPanelTile = 8, kPanelRows = 2304;
 
+// The tensor cores' first stage (match_dense.cuh) and the cosine^2 that it is off by at most. Derived, not measured.
+constexpr int kDenseGroup = 16, kBlockGroups = 8, kDenseTargets = kBlockGroups * kDenseGroup;  // of a product, of a block
+constexpr int kDenseTile = 128, kMostDenseColumns = 64, kLeastDense = 5;
+constexpr double kDenseRounding = 2e-3;
+constexpr int64_t kLeastDenseTiles = 1024, kDenseBlocks = 264;
+constexpr int64_t kLeftOverBlocks = 396;  // of match_score.cuh, for the targets that are left over
+
 struct Plan {
   int log2_tile;     // candidates a tile: 4 to 128
   int n_threads;     // of the score kernel
@@ -34,11 +41,14 @@ struct Plan {
   int kept;          // candidates kept for a target
   bool has_scores;   // otherwise so few candidates that all are evaluated
   bool has_quads;    // lane groups take kNeighbours targets in turn
+  int dense_steps;   // products over 16 parameters, 2 or 4; 0: no dense first stage
+  int64_t n_groups;  // of kDenseGroup targets, a problem
   int64_t n_tiles;   // a problem
   int64_t n_slots;   // pairs of features a target, at most
 
   __host__ __device__ int tile() const { return 1 << log2_tile; }
   __host__ __device__ int lanes() const { return 1 << (log2_tile - 2); }  // that share a target
+  __host__ __device__ int64_t n_chunks() const { return (n_groups + kBlockGroups - 1) / kBlockGroups; }
 };
 
 // Where a tile's row starts, in floats. Every four rows a gap: a warp stores 4 x 8 rows x columns (8 x 4 of the smallest
@@ -58,7 +68,7 @@ struct TargetInfo {
   int n_features;       // 0 as well where the target is not finite
   int exponent;
   int is_like_previous;  // of equal support
-  int unused;
+  float dense_scale;     // 1 / |direction in half precision|^2; 0: its scores are match_score.cuh's
 };
 
 template <typename T>
@@ -70,13 +80,15 @@ struct Problem {
   const T* candidates;       // [N, C, P]
   const uint8_t* available;  // [N, C] or null
   int64_t* index;            // [N, T]
-  double *scale, *distance;  // [N, T]
+  void *scale, *distance;    // [N, T]
+  bool results_are_f64;
 };
 
 struct Workspace {
   TargetInfo* info;    // [N * T]
   uint4* pairs;        // [ceil(N * T / 32), n_slots, 32]: two features each, (offset in the tile, direction) twice
   int32_t* first_slot;  // [N * T, n_panels + 1]
+  uint4* dense;        // [N, n_groups, dense_steps, direction and support, 32]: as match_dense.cuh multiplies them
   int32_t* feature;    // [N * T, P]
   int32_t* owner;      // [N, C]: the target that holds it; kNobody; -1: not available
   float* tile_score;   // [N * T, n_tiles]: the largest cosine^2; inf: not known; -inf: no candidate
@@ -88,6 +100,8 @@ struct Workspace {
 __host__ __device__ inline int64_t slot_at(const Plan& plan, int64_t target, int64_t slot) {
   return (target / kWarpSize * plan.n_slots + slot) * kWarpSize + target % kWarpSize;
 }
+
+__host__ __device__ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename A>
 A ceil_div(A a, A b) {
@@ -101,6 +115,11 @@ inline int n_kept(int64_t n_targets, int64_t n_candidates) {
   int kept = 1;
   while (kept < kMostKept && t * std::pow(ratio, kept) / (kept + 1) > 0.1) ++kept;
   return kept;
+}
+
+inline void add_dense(int64_t n_targets, int64_t n_parameters, Plan* plan) {
+  plan->dense_steps = n_parameters <= 32 ? 2 : 4;
+  plan->n_groups = ceil_div<int64_t>(n_targets, kDenseGroup);
 }
 
 // A function of the sizes alone: the workspace is asked for without a device.
@@ -126,6 +145,10 @@ inline Plan make_plan(int64_t n_problems, int64_t n_targets, int64_t n_candidate
   plan.has_quads = log2_tile >= 5;
   plan.n_tiles = ceil_div<int64_t>(n_candidates, int64_t{1} << log2_tile);
   plan.n_slots = n_parameters / 2 + plan.n_panels;
+  if (n_targets >= kDenseGroup / 2 && n_parameters % 4 == 0 && n_parameters > 4 && n_parameters <= kMostDenseColumns &&
+      plan.tile() == kDenseTile && n_problems * plan.n_tiles >= kLeastDenseTiles) {
+    add_dense(n_targets, n_parameters, &plan);
+  }
   return plan;
 }
 
@@ -141,6 +164,7 @@ size_t lay_out(const Problem<T>& p, const Plan& plan, void* base, Workspace* w) 
   take(&w->info, targets);
   take(&w->pairs, ceil_div<int64_t>(targets, kWarpSize) * kWarpSize * plan.n_slots);
   take(&w->first_slot, targets * (plan.n_panels + 1));
+  take(&w->dense, p.n_problems * plan.n_groups * plan.dense_steps * 2 * kWarpSize);
   take(&w->feature, targets * p.n_parameters);
   take(&w->owner, p.n_problems * p.n_candidates);
   take(&w->tile_score, plan.has_scores ? targets * plan.n_tiles : 0);

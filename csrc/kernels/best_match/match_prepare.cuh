@@ -2,20 +2,19 @@
 // of its warps a contiguous piece of the parameters, so that the features come out in order after one look at the sums.
 #pragma once
 
+#include "kernels/best_match/half_products.cuh"
 #include "kernels/best_match/match_plan.cuh"
 
 namespace pns {
 namespace {
 
 __device__ double block_sum(double value) {
-  __shared__ double parts[kThreads];
-  parts[threadIdx.x] = value;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) parts[threadIdx.x] += parts[threadIdx.x + half];
-  }
+  __shared__ double parts[kThreads / kWarpSize];
+  for (int step = 1; step < kWarpSize; step *= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = value;
   __syncthreads();
-  const double sum = parts[0];
+  double sum = 0;
+  for (double part : parts) sum += part;
   __syncthreads();
   return sum;
 }
@@ -37,10 +36,13 @@ __device__ Survey survey_support(const Problem<T>& p, int64_t target, int32_t* f
   const uint8_t* support = p.support + target * n;
   const uint8_t* previous = target % p.n_targets > 0 ? support - n : nullptr;
   int count = 0, is_finite = 1, is_alike = previous != nullptr;
+  unsigned seen = 0;  // bit j: the support at begin + lane + 32 j
   double peak = 0;
 #pragma unroll 4
   for (int64_t i = begin + lane; i < end; i += kWarpSize) {
     const bool is_on = support[i] != 0;
+    const int64_t step = (i - begin) / kWarpSize;
+    if (step < 32) seen |= static_cast<unsigned>(is_on) << step;
     const double size = fabs(target_value(p.target, p.target_is_f64, target * n + i));
     count += is_on;
     is_finite &= size < kFar;
@@ -69,7 +71,8 @@ __device__ Survey survey_support(const Problem<T>& p, int64_t target, int32_t* f
     survey.is_like_previous &= flags[v] >> 1;
   }
   for (int64_t i = begin; i < end; i += kWarpSize) {
-    const bool is_on = i + lane < end && support[i + lane] != 0;
+    const int64_t step = (i - begin) / kWarpSize;
+    const bool is_on = step < 32 ? (seen >> step & 1) != 0 : i + lane < end && support[i + lane] != 0;
     const unsigned bits = __ballot_sync(kAllLanes, is_on);
     if (is_on) feature[at + __popc(bits & ((1u << lane) - 1))] = static_cast<int32_t>(i + lane);
     at += __popc(bits);
@@ -122,6 +125,37 @@ __device__ void write_pairs(const Problem<T>& p, const Plan& plan, const Workspa
   if (threadIdx.x == 0) first_slot[plan.n_panels] = slot;
 }
 
+// The direction and the support in half precision where match_dense.cuh looks for them. Returns the dense_scale.
+template <typename T>
+__device__ float write_dense(const Problem<T>& p, const Plan& plan, const Workspace& w, int64_t target,
+                             const TargetInfo& info, double inverse) {
+  const int64_t problem = target / p.n_targets, group = target % p.n_targets / kDenseGroup;
+  const int row = static_cast<int>(target % p.n_targets % kDenseGroup);
+  uint16_t* halves =
+      reinterpret_cast<uint16_t*>(w.dense + (problem * plan.n_groups + group) * plan.dense_steps * 2 * kWarpSize);
+  double square = 0;
+  const int column = threadIdx.x;
+  if (column < 16 * plan.dense_steps) {
+    const int64_t at = target * p.n_parameters + column;
+    const bool is_on = info.n_features > 0 && column < p.n_parameters && p.support[at] != 0;
+    float direction = 0;
+    if (is_on) {
+      const double x = target_value(p.target, p.target_is_f64, at);
+      direction = static_cast<float>(x * info.up * info.up_again * inverse);
+    }
+    // Parameter 16 s + 4 t + 2 b + i is half i of register row / 8 + 2 b in lane 4 (row mod 8) + t.
+    const int lane = 4 * (row % 8) + column / 4 % 4, half = 2 * (row / 8 + column / 2 % 2 * 2) + column % 2;
+    uint16_t* to = halves + (column / 16 * 2 * kWarpSize + lane) * 8 + half;
+    to[0] = to_half(direction);
+    to[kWarpSize * 8] = to_half(is_on ? 1.0f : 0.0f);
+    const float rounded = from_half(to_half(direction));
+    square = rounded * rounded;
+  }
+  const float length2 = static_cast<float>(block_sum(square));
+  if (info.n_features < kLeastDense) return 0;
+  return length2 > 0 ? 1 / length2 : 1;
+}
+
 template <typename T>
 __device__ void prepare_target(const Problem<T>& p, const Plan& plan, const Workspace& w, int64_t target) {
   int32_t* feature = w.feature + target * p.n_parameters;
@@ -140,13 +174,15 @@ __device__ void prepare_target(const Problem<T>& p, const Plan& plan, const Work
     square += theta * theta;
   }
   info.length2 = block_sum(square);
-  write_pairs(p, plan, w, target, info, info.length2 > 0 ? 1 / sqrt(info.length2) : 0);
+  const double inverse = info.length2 > 0 ? 1 / sqrt(info.length2) : 0;
+  write_pairs(p, plan, w, target, info, inverse);
+  if (plan.dense_steps > 0) info.dense_scale = write_dense(p, plan, w, target, info, inverse);
   if (threadIdx.x == 0) w.info[target] = info;
 }
 
 // The first blocks own a target, those after them kThreads * kPerLane candidates, which nobody holds yet.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) best_match_prepare_kernel(Problem<T> p, Plan plan, Workspace w) {
+__global__ void __launch_bounds__(kThreads, 4) best_match_prepare_kernel(Problem<T> p, Plan plan, Workspace w) {
   const int64_t n_targets = p.n_problems * p.n_targets;
   if (blockIdx.x < n_targets) {
     prepare_target(p, plan, w, blockIdx.x);

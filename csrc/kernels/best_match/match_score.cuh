@@ -6,6 +6,7 @@
 // loads. The pairs of offset and direction are read through the L1, 16 bytes for two features and all lanes of a target.
 #pragma once
 
+#include "kernels/best_match/half_products.cuh"
 #include "kernels/best_match/match_plan.cuh"
 
 namespace pns {
@@ -181,8 +182,8 @@ struct Tile {
 };
 
 template <typename T>
-__device__ Tile<T> tile_of_block(const Problem<T>& p, const Plan& plan, const Workspace& w) {
-  const int64_t problem = blockIdx.x / plan.n_tiles, at = blockIdx.x % plan.n_tiles;
+__device__ Tile<T> tile_of_block(const Problem<T>& p, const Plan& plan, const Workspace& w, int64_t block) {
+  const int64_t problem = block / plan.n_tiles, at = block % plan.n_tiles;
   const int64_t first = at << plan.log2_tile, left = p.n_candidates - first;
   Tile<T> tile{};
   tile.at = at;
@@ -212,6 +213,16 @@ __device__ void load_panel(const Tile<T>& tile, const Plan& plan, int panel, flo
   __syncthreads();
 }
 
+// Asks for the rows of the tile that this SM will take next, as far as can be known.
+template <typename T>
+__device__ void fetch_later_tile(const Problem<T>& p, const Plan& plan) {
+  const int64_t n_rows = p.n_problems * p.n_candidates, row = (blockIdx.x + kLeastTiles) << plan.log2_tile;
+  const int64_t n = min_of(n_rows - row, plan.tile()) * p.n_parameters;
+  constexpr int64_t kLine = 128 / sizeof(T);
+  const T* from = p.candidates + row * p.n_parameters;
+  for (int64_t i = threadIdx.x * kLine; i < n; i += blockDim.x * kLine) fetch_ahead(from + i);
+}
+
 // Of a small tile: a target a group of lanes, panel after panel.
 template <typename T>
 __device__ void score_singles(const Problem<T>& p, const Plan& plan, const Workspace& w, const Tile<T>& tile,
@@ -219,6 +230,7 @@ __device__ void score_singles(const Problem<T>& p, const Plan& plan, const Works
   const int lanes = plan.lanes(), lane = threadIdx.x % lanes;
   const unsigned char* column = reinterpret_cast<const unsigned char*>(values + kPerLane * lane);
   const int64_t together = blockDim.x / lanes;
+  if (plan.n_panels == 1) fetch_later_tile(p, plan);
   for (int64_t first = 0; first < p.n_targets; first += together) {
     const int64_t t = first + threadIdx.x / lanes;
     const bool is_there = t < p.n_targets;
@@ -240,6 +252,14 @@ __device__ void score_singles(const Problem<T>& p, const Plan& plan, const Works
   }
 }
 
+// Whether one of the n targets has no scores from match_dense.cuh. The same in all lanes of a group, which then is a warp.
+__device__ inline bool has_left_over(const Workspace& w, int64_t target, int64_t n) {
+  for (int64_t g = 0; g < n; ++g) {
+    if (w.info[target + g].dense_scale == 0) return true;
+  }
+  return false;
+}
+
 // Of a large tile, all in one panel: four targets in turn a group of lanes, together where they have one support.
 template <typename T>
 __device__ void score_quads(const Problem<T>& p, const Plan& plan, const Workspace& w, const Tile<T>& tile,
@@ -251,6 +271,7 @@ __device__ void score_quads(const Problem<T>& p, const Plan& plan, const Workspa
   for (int64_t first = 0; first < p.n_targets; first += together) {
     const int64_t t = first + int64_t{kNeighbours} * (threadIdx.x / lanes);
     const int64_t target = tile.first_target + t;
+    if (plan.dense_steps > 0 && !has_left_over(w, target, min_of(p.n_targets - t, kNeighbours))) continue;
     const uint4* pairs = w.pairs + slot_at(plan, t < p.n_targets ? target : 0, 0);
     auto first_pair = [&](int g) {
       return t + g < p.n_targets ? static_cast<int>(slot_at(plan, target + g, 0) - slot_at(plan, target, 0)) : 0;
@@ -286,17 +307,27 @@ __device__ void score_quads(const Problem<T>& p, const Plan& plan, const Workspa
   }
 }
 
-// 80 registers for the quads' blocks of 256 threads, 64 for those of 512.
+// 80 registers for the quads' blocks of 256 threads (128 of double, which would spill), 64 for those of 512.
 template <typename T, bool kHasQuads>
-__global__ void __launch_bounds__(kHasQuads ? kThreads : kMostThreads, kHasQuads ? 3 : 2)
+__global__ void __launch_bounds__(kHasQuads ? kThreads : kMostThreads, kHasQuads && sizeof(T) == 4 ? 3 : 2)
     best_match_score_kernel(Problem<T> p, Plan plan, Workspace w) {
   PNS_DYNAMIC_SHARED(memory);
   float* values = reinterpret_cast<float*>(memory);
-  const Tile<T> tile = tile_of_block(p, plan, w);
-  if constexpr (kHasQuads) {
-    score_quads(p, plan, w, tile, values);
+  if constexpr (!kHasQuads) {
+    score_singles(p, plan, w, tile_of_block(p, plan, w, blockIdx.x), values);
+  } else if (plan.dense_steps == 0) {
+    score_quads(p, plan, w, tile_of_block(p, plan, w, blockIdx.x), values);
   } else {
-    score_singles(p, plan, w, tile, values);
+    for (unsigned problem = 0; problem < p.n_problems; ++problem) {
+      bool is_needed = false;
+      for (int64_t t = threadIdx.x; t < p.n_targets && !is_needed; t += kThreads) {
+        is_needed = has_left_over(w, problem * p.n_targets + t, 1);
+      }
+      if (block_scan(is_needed).total == 0) continue;
+      for (unsigned at = blockIdx.x; at < plan.n_tiles; at += gridDim.x) {
+        score_quads(p, plan, w, tile_of_block(p, plan, w, problem * plan.n_tiles + at), values);
+      }
+    }
   }
 }
 
