@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from . import _masked_cuda
-from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
-from ._masked_product import check_product, dtypes_on, masked_backward, masked_outer, masked_product
+from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._masked_product import dtypes_on, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
+
+_DTYPES_ON_CUDA = frozenset((*FLOATS, *HALVES))
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -152,6 +154,8 @@ def _widened(t: Tensor | None) -> Tensor | None:
 
 
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    if _is_plain_on_cuda(x, weight, mask, bias):
+        return _on_cuda(x, weight, mask, bias)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         wide = map(_widened, (x, weight, mask, bias))
@@ -164,8 +168,7 @@ def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
 
 
 class _SparseOnCuda(torch.autograd.Function):
-    """``x (W m)^T + b`` outside of transforms, the mask's index at hand: past the registered ops and their checks,
-    whose time counts at 1,024 x 1,024."""
+    """``x (W m)^T + b`` outside of transforms, the mask's index at hand: past the registered ops and their checks."""
 
     @staticmethod
     def forward(ctx, x, weight, mask, bias, index):
@@ -181,26 +184,55 @@ class _SparseOnCuda(torch.autograd.Function):
             grad_x = _product(grad, weight, mask, None, None, True) if wants_x else None
             grad_weight = _outer(grad, x, mask) if wants_weight else None
         else:
-            is_sparse = ctx.index.density < _masked_cuda.SPARSE_OUTER_BELOW
-            grad_x, grad_weight = _masked_cuda.sparse_gradients(
-                ctx.index, grad, x, weight, wants_x, wants_weight and is_sparse
-            )
-            if wants_weight and not is_sparse:
-                grad_weight = _masked_cuda.dense_outer(grad, x, mask)
+            grad_x, grad_weight = _masked_cuda.sparse_gradients(ctx.index, grad, x, weight, wants_x, wants_weight)
         return grad_x, grad_weight, None, grad.sum(-2) if wants_bias else None, None
 
 
-def _takes_cuda_shortcut(mask: Tensor) -> bool:
-    """Transforms and fake tensors go through the registered products, which take the same paths."""
-    return mask.is_cuda and type(mask) is Tensor and not is_transformed()
+def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are a layer's tensors on CUDA that fit, outside of transforms and autocast: the checks of most
+    calls, in as little time as Python can. Transforms and fake tensors go through the registered products."""
+    return (
+        x.is_cuda
+        and type(mask) is Tensor
+        and not is_transformed()
+        and isinstance(weight, Tensor)
+        and mask.dtype is torch.bool
+        and x.dtype is weight.dtype
+        and x.dtype in _DTYPES_ON_CUDA
+        and weight.is_cuda
+        and mask.is_cuda
+        and x.get_device() == weight.get_device() == mask.get_device()
+        and (shape := weight.shape) == mask.shape
+        and ((n_dims := len(shape)) == 2 or (n_dims == 3 and x.dim() == 3 and x.shape[0] == shape[0]))
+        and x.dim() > 0
+        and x.shape[-1] == shape[-1]
+        and x.layout is weight.layout is mask.layout is torch.strided
+        and (bias is None or (_is_like(bias, weight) and bias.shape == shape[:-1]))
+        and not torch.is_autocast_enabled("cuda")
+    )
 
 
-def _cuda_shortcut(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    check_product(x, weight, mask, bias, False)
-    index = _masked_cuda.sparse_index(x, mask, _masked_cuda.SPARSE_BELOW)
+def _is_like(bias: Tensor, weight: Tensor) -> bool:
+    return (
+        isinstance(bias, Tensor)
+        and bias.dtype is weight.dtype
+        and bias.device == weight.device
+        and bias.layout is torch.strided
+    )
+
+
+def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """The arguments are plain. torch's product takes x [..., I], ours [B, I] with one network's weight."""
+    if mask.numel() < _masked_cuda.FEWEST_WEIGHTS:  # most layers
+        return _masked_cuda.dense_linear(x, weight, mask, bias)
+    rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    needs_grad = torch.is_grad_enabled()
+    n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
+    index = _masked_cuda.layer_index(rows, mask, n_products)
     if index is None:
         return _masked_cuda.dense_linear(x, weight, mask, bias)
-    return _SparseOnCuda.apply(x, weight, mask, bias, index)
+    y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
+    return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -213,14 +245,15 @@ def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
         # A mask that learns needs the gradient of pruned entries too: that is what revives them. Inside a transform a
         # tensor does not tell whether one outside of it needs the gradient.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad or is_transformed() else None
-        if _takes_cuda_shortcut(pattern):  # both are made for this call: an index would be built in each
-            for made in (pattern, *(() if grad_mask is None else (grad_mask,))):
-                _masked_cuda.keep_dense(made)
+        if pattern.is_cuda and type(pattern) is Tensor and not is_transformed():
+            for made in (pattern, grad_mask):  # for this call: an index would be built in each
+                if made is not None:
+                    _masked_cuda.keep_dense(made)
+    if grad_mask is None and _is_plain_on_cuda(x, weight, pattern, bias):
+        return _on_cuda(x, weight, pattern, bias)
     rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if grad_mask is None and _takes_cuda_shortcut(pattern):
-        y = _cuda_shortcut(rows, weight, pattern, bias)
-    elif (needs_grad and torch.is_grad_enabled()) or is_transformed():
+    if (needs_grad and torch.is_grad_enabled()) or is_transformed():
         y = _product(rows, weight, pattern, grad_mask, bias, False)
     else:
         y = masked_product(rows, weight, pattern, bias, False)
