@@ -202,7 +202,7 @@ def _build(mask: Tensor) -> MaskIndex:
 
 # where(mask > 0, t, 0): one launch, and as its gradient one more. torch.where's gradient makes a zero on the device
 # first, Tensor.masked_fill wants the mask inverted, and t * mask would spread an inf or NaN that is pruned.
-_masked = torch.ops.aten.threshold_backward.default
+masked = torch.ops.aten.threshold_backward.default._op  # without the frame of its __call__, half a microsecond
 
 
 def select(t: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
@@ -230,10 +230,10 @@ class _Select(torch.autograd.Function):
 def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """``x (W m)^T + b`` by torch's own differentiable ops, outside of autocast: what ``F.linear(x, w * m)`` costs."""
     if weight.numel() >= FEWEST_WEIGHTS and stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing():
-        masked = _Select.apply(weight, mask)  # a graph's replay runs no Python
+        kept = _Select.apply(weight, mask)  # a graph's replay runs no Python
     else:
-        masked = _masked(weight, mask, 0)
-    return _linear(x, masked, bias)
+        kept = masked(weight, mask, 0)
+    return _linear(x, kept, bias)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -317,8 +317,8 @@ def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transp
     if index is not None:
         return sparse_product(index, x, weight, bias, transposed)
     with torch.no_grad(), _exactly(x):
-        masked = select(weight, mask)
-        return x @ masked if transposed else _linear(x, masked, bias)
+        kept = select(weight, mask)
+        return x @ kept if transposed else _linear(x, kept, bias)
 
 
 def outer(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:

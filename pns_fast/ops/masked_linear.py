@@ -11,14 +11,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import _masked_cuda
-from ._library import FLOATS, HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
-from ._masked_product import dtypes_on, masked_backward, masked_outer, masked_product
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._masked_product import dtypes_on, fits, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
-
-_DTYPES_ON_CUDA = frozenset((*FLOATS, *HALVES))
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -154,8 +153,6 @@ def _widened(t: Tensor | None) -> Tensor | None:
 
 
 def _masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    if _is_plain_on_cuda(x, weight, mask, bias):
-        return _on_cuda(x, weight, mask, bias)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         wide = map(_widened, (x, weight, mask, bias))
@@ -189,50 +186,23 @@ class _SparseOnCuda(torch.autograd.Function):
 
 
 def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are a layer's tensors on CUDA that fit, outside of transforms and autocast: the checks of most
-    calls, in as little time as Python can. Transforms and fake tensors go through the registered products."""
-    return (
-        x.is_cuda
-        and type(mask) is Tensor
-        and not is_transformed()
-        and isinstance(weight, Tensor)
-        and mask.dtype is torch.bool
-        and x.dtype is weight.dtype
-        and x.dtype in _DTYPES_ON_CUDA
-        and weight.is_cuda
-        and mask.is_cuda
-        and x.get_device() == weight.get_device() == mask.get_device()
-        and (shape := weight.shape) == mask.shape
-        and ((n_dims := len(shape)) == 2 or (n_dims == 3 and x.dim() == 3 and x.shape[0] == shape[0]))
-        and x.dim() > 0
-        and x.shape[-1] == shape[-1]
-        and x.layout is weight.layout is mask.layout is torch.strided
-        and (bias is None or (_is_like(bias, weight) and bias.shape == shape[:-1]))
-        and not torch.is_autocast_enabled("cuda")
-    )
-
-
-def _is_like(bias: Tensor, weight: Tensor) -> bool:
-    return (
-        isinstance(bias, Tensor)
-        and bias.dtype is weight.dtype
-        and bias.device == weight.device
-        and bias.layout is torch.strided
-    )
+    """Whether these fit and take a path of their own, past the registered products: transforms and fake tensors do
+    not."""
+    return x.is_cuda and type(mask) is Tensor and not is_transformed() and fits(x, weight, mask, bias)
 
 
 def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """The arguments are plain. torch's product takes x [..., I], ours [B, I] with one network's weight."""
-    if mask.numel() < _masked_cuda.FEWEST_WEIGHTS:  # most layers
-        return _masked_cuda.dense_linear(x, weight, mask, bias)
-    rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    needs_grad = torch.is_grad_enabled()
-    n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
-    index = _masked_cuda.layer_index(rows, mask, n_products)
-    if index is None:
-        return _masked_cuda.dense_linear(x, weight, mask, bias)
-    y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
-    return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
+    """A bool mask, outside of transforms and autocast. torch's product takes x [..., I] with a weight [O, I], ours
+    [B, I]."""
+    if mask.numel() >= _masked_cuda.FEWEST_WEIGHTS:
+        rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        if _is_plain(rows, weight, mask, bias) and _is_plain_on_cuda(rows, weight, mask, bias):
+            needs_grad = torch.is_grad_enabled()
+            n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
+            if (index := _masked_cuda.layer_index(rows, mask, n_products)) is not None:
+                y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
+                return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
+    return _masked_cuda.dense_linear(x, weight, mask, bias)
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -299,4 +269,19 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     """
     if not isinstance(x, Tensor):
         check_tensor("x", x)
+    if x.is_cuda and not is_transformed() and not torch.is_autocast_enabled("cuda"):
+        try:  # what torch would take but we do not is asked here, all else it refuses itself: these are microseconds
+            if (
+                mask.dtype is torch.bool
+                and mask.shape == (shape := weight.shape)
+                and (len(shape) == 2 or (len(shape) == 3 and x.dim() == 3))
+                and x.layout is torch.strided
+                and (bias is None or (bias.shape == shape[:-1] and bias.dtype is weight.dtype))
+            ):
+                if len(shape) == 3 or mask.numel() >= _masked_cuda.FEWEST_WEIGHTS:
+                    return _on_cuda(x, weight, mask, bias)
+                return F.linear(x, _masked_cuda.masked(weight, mask, 0), bias)
+        except (AttributeError, RuntimeError, TypeError):
+            _check(x, weight, mask, bias)
+            raise
     return _masked_linear(x, weight, mask, bias)

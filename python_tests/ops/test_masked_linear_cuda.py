@@ -19,7 +19,7 @@ PATHS = {
     "sparse": ALL | {"PACK_ABOVE": 1 << 40},
     "packed": ALL | {"PACK_ABOVE": -1},
     "dense": NONE,
-    "select": NONE | {"_masked": lambda t, mask, zero: _masked_cuda._Select.apply(t, mask)},  # else in graphs only
+    "select": NONE | {"masked": lambda t, mask, zero: _masked_cuda._Select.apply(t, mask)},  # else in graphs only
 }
 two_paths = pytest.mark.parametrize("path", ["sparse", "dense"], indirect=True)
 three_paths = pytest.mark.parametrize("path", ["sparse", "packed", "dense"], indirect=True)
