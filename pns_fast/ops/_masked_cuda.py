@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from math import floor
 
 import torch
 from torch import Tensor
@@ -41,14 +42,23 @@ MOST_INDICES = 256
 def most_kept(n_weights: int, n_samples: int, n_products: int, is_captured: bool) -> int:
     """Up to how many kept weights the sparse path is estimated to be the faster one, -1: never. ``n_products``: the
     forward, and a gradient of x and of weight each. A graph's replay costs the host nothing."""
+    if n_weights < FEWEST_WEIGHTS or n_samples < FEWEST_SAMPLES:
+        return -1
     work, n_masked = n_weights * n_samples, min(n_products, 2)
     dense = n_products * (2 * work / FLOPS + LAUNCH) + n_masked * (9 * n_weights / BYTES + LAUNCH)
-    sparse = n_products * (PANELS * work / BYTES + 2 * LAUNCH)
+    sparse = n_products * (PANELS * work / BYTES + 2 * LAUNCH) + n_masked * 4 * n_weights / BYTES  # gathered from all
     if n_products > 1:
         sparse += 4 * n_weights / BYTES  # the gradient, zeros and all
     if not is_captured:
         sparse += HOST if n_products > 1 else HOST_FORWARD
-    return max(-1, int((WORTHWHILE * dense - sparse) / (n_products * n_samples / READS)))
+    return max(-1, floor((WORTHWHILE * dense - sparse) / (n_products * n_samples / READS)))
+
+
+def may_pay(n_weights: int, n_samples: int, n_products: int, x: Tensor) -> bool:
+    """Whether any mask of that size is worth an index, here or in a graph that may follow this warm-up."""
+    return most_kept(n_weights, n_samples, n_products, False) >= 0 or (
+        stream_of(x) != 0 and most_kept(n_weights, n_samples, n_products, True) >= 0
+    )
 
 
 @cache
@@ -63,7 +73,7 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
     if n_weights < FEWEST_WEIGHTS or x.dtype != torch.float32:
         return None
     n_samples, device = x.shape[-2], x.get_device()
-    if n_samples < FEWEST_SAMPLES or not 0 < n_weights < 1 << 31 or not has_room(device):
+    if not 0 < n_weights < 1 << 31 or not has_room(device):
         return None
     if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference():
         return None  # of an inference tensor changes cannot be seen

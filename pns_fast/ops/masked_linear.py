@@ -194,14 +194,18 @@ def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | No
 def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """A bool mask, outside of transforms and autocast. torch's product takes x [..., I] with a weight [O, I], ours
     [B, I]."""
-    if mask.numel() >= _masked_cuda.FEWEST_WEIGHTS:
-        rows = x if x.dim() == weight.dim() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        if _is_plain(rows, weight, mask, bias) and _is_plain_on_cuda(rows, weight, mask, bias):
-            needs_grad = torch.is_grad_enabled()
-            n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
-            if (index := _masked_cuda.layer_index(rows, mask, n_products)) is not None:
-                y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
-                return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
+    n_weights = mask.numel()
+    if n_weights >= _masked_cuda.FEWEST_WEIGHTS:
+        n_samples = x.shape[1] if mask.dim() == 3 else x.numel() // max(x.shape[-1], 1)
+        needs_grad = torch.is_grad_enabled()
+        n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
+        if _masked_cuda.may_pay(n_weights, n_samples, n_products, x):
+            rows = x if x.dim() == mask.dim() else x.reshape(n_samples, x.shape[-1])
+            if _is_plain(rows, weight, mask, bias) and _is_plain_on_cuda(rows, weight, mask, bias):
+                index = _masked_cuda.layer_index(rows, mask, n_products)
+                if index is not None:
+                    y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
+                    return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
     return _masked_cuda.dense_linear(x, weight, mask, bias)
 
 
@@ -281,7 +285,7 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
                 if len(shape) == 3 or mask.numel() >= _masked_cuda.FEWEST_WEIGHTS:
                     return _on_cuda(x, weight, mask, bias)
                 return F.linear(x, _masked_cuda.masked(weight, mask, 0), bias)
-        except (AttributeError, RuntimeError, TypeError):
+        except (AttributeError, IndexError, RuntimeError, TypeError):
             _check(x, weight, mask, bias)
             raise
     return _masked_linear(x, weight, mask, bias)

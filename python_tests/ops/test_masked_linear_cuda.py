@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from ops.layers import F32, F64, assert_close, layer
+from ops.test_masked_linear import WRONG_CALLS
 
 from pns_fast import ops, reference
 from pns_fast.ops import _masked_cuda
 
 pytestmark = pytest.mark.gpu
 
-ALL = {"FEWEST_WEIGHTS": 0, "FEWEST_SAMPLES": 0, "INDEXED_BELOW": 2.0, "most_kept": lambda *sizes: 1 << 40}
+ALL = {"FEWEST_WEIGHTS": 0, "INDEXED_BELOW": 2.0, "most_kept": lambda *sizes: 1 << 40}
 NONE = {"FEWEST_WEIGHTS": 0, "most_kept": lambda *sizes: -1}
 PATHS = {
     "sparse": ALL | {"PACK_ABOVE": 1 << 40},
@@ -377,17 +378,17 @@ def test_torch_compile_and_vmap(cuda, path, mask_kind):
 
 @two_paths
 def test_wrong_calls(cuda, path):
-    x, weight, mask, bias = on(cuda, layer(5, 4, 3, None, F32))
-    wrong = {
-        "x": (TypeError, (x.int(), weight, mask)),
-        "x: ": (ValueError, (x[:, :3], weight, mask)),
-        "weight": (TypeError, (x.double(), weight, mask)),
-        "mask": (ValueError, (x, weight, mask[:2])),
-        "bias": (ValueError, (x, weight, mask, bias[:2])),
-        "mask: ": (ValueError, (x, weight, mask.cpu())),
+    moved = {
+        name: (error, argument, [t.to(cuda) if isinstance(t, torch.Tensor) else t for t in arguments])
+        for name, (error, argument, arguments) in WRONG_CALLS.items()
+        if name != "x half"  # which is right here
     }
-    for name, (error, arguments) in wrong.items():
-        with pytest.raises(error, match=name):
+    x, weight, mask, bias = on(cuda, layer(5, 4, 3, None, F32))
+    moved["mask on the CPU"] = (ValueError, "mask", (x, weight, mask.cpu()))
+    moved["weight on the CPU"] = (ValueError, "weight", (x, weight.cpu(), mask))
+    moved["bias on the CPU"] = (ValueError, "bias", (x, weight, mask, bias.cpu()))
+    for error, argument, arguments in moved.values():
+        with pytest.raises(error, match=f"{argument}: "):
             ops.masked_linear(*arguments)
 
 
