@@ -20,6 +20,7 @@ MAX_REPEATS = 25
 MIN_TURN_SECONDS = 0.002
 # OpenMP's workers spin for about a millisecond after a parallel region and would slow down whoever is next.
 PAUSE_SECONDS = 0.002
+GRAPH_WARM_UP = 3  # calls
 
 
 def accept(_output: Any) -> str:
@@ -201,6 +202,36 @@ def fastest(forms: dict[Any, Callable[[], Any]], device: str = "cpu") -> tuple[A
         seconds[name] = measured(run, loops) if loops > 1 else once
     best = min(seconds, key=seconds.get, default=next(iter(forms)))
     return best, forms[best]
+
+
+def captured(run: Callable[[], Any]) -> Callable[[], Any]:
+    """``run`` as a CUDA graph, forward, backward and all; what the replay returns is overwritten by the next one. Its
+    tensors stay where they are; gradients come out of torch.autograd.grad, since .grad would be added to."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # as torch asks: libraries are loaded and workspaces made before the capture
+        for _ in range(GRAPH_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def captured_or_why(run: Callable[[], Any]) -> tuple[Callable[[], Any] | None, str]:
+    """(replay, "") or (None, why not), e.g. for a peer that waits for the device."""
+    stream = torch.cuda.current_stream()
+    try:
+        return captured(run), ""
+    except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own one
+        return None, f"cannot be captured: {(str(error).splitlines() or [type(error).__name__])[0][:60]}"
 
 
 def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

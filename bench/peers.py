@@ -163,6 +163,10 @@ def dense_linear(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return F.linear(x, weight * mask)
 
 
+def dense_networks(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    return torch.bmm(x, (weight * mask).mT)
+
+
 def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
     """Kept weights as torch CSR with 32-bit indices, the faster ones in MKL. Kept zeros stay."""
     csr = mask.float().to_sparse_csr()

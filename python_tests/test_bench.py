@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -232,3 +232,46 @@ def test_both_edge_popup_peers_train_alike(peers):
     scores = torch.randn(parameters.shape, generator=torch.Generator().manual_seed(0))
     by_topk, by_sort = (f(job, scores.clone(), density) for f in (peers.edge_popup_loop, peers.edge_popup_public))
     torch.testing.assert_close(by_sort, by_topk, rtol=1e-5, atol=0)
+
+
+class _NoDevice:
+    """Stands for torch.cuda's streams and graphs, none of which capture what runs."""
+
+    def wait_stream(self, stream):
+        pass
+
+    def replay(self):
+        pass
+
+
+def _without_device(monkeypatch, capture):
+    left = []
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, _NoDevice)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "set_stream", left.append)
+    return left
+
+
+def test_a_graph_returns_what_was_captured(harness, monkeypatch):
+    left = _without_device(monkeypatch, lambda graph: nullcontext())
+    calls = []
+    run, why_not = harness.captured_or_why(lambda: calls.append(1) or len(calls))
+    assert run is not None
+    assert not why_not
+    assert run() == run() == len(calls) == harness.GRAPH_WARM_UP + 1
+    assert not left
+
+
+def test_what_cannot_be_captured_says_why_and_the_stream_is_back(harness, monkeypatch):
+    @contextmanager
+    def capture(graph):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    left = _without_device(monkeypatch, capture)
+    run, why_not = harness.captured_or_why(lambda: None)
+    assert run is None
+    assert why_not == "cannot be captured: operation not permitted when stream is capturing"
+    assert len(left) == 1

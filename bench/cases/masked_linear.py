@@ -1,18 +1,19 @@
 """x (w m)^T with x [B, N], w [N, N], forward alone and with the gradients of x and w, every overhead included.
 
 FLOPs are those of kept weights for us and CSR, of all for dense: dense GFLOP/s says at which rate MKL ran (about half
-of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays; "new mask" (CUDA): ours
-takes every call's mask for another one and indexes it again.
+of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays. On CUDA, "new mask": ours
+takes every call's mask for another one and indexes it again; "CUDA graph": every contender is captured and replayed,
+which leaves out Python and the launches one by one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import peers
 import torch
-from harness import Case, Contender, differs, fastest
+from harness import Case, Contender, captured_or_why, differs, fastest
 from torch import Tensor
 
 from pns_fast import ops
@@ -31,37 +32,56 @@ class Layer:
 
 
 QUICK = {"forward": (0.1,), "both": (0.01, 0.1, 1.0)}
-NEW_MASK = 0.05
 LAYERS = {
     "full": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32), Layer(1024, 256), Layer(4096, 256)),  # the first: overhead
     "quick": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32, **QUICK), Layer(1024, 256, **QUICK)),
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    n: int
+    batch: int
+    density: float
+    has_backward: bool = True
+    networks: int | None = None
+    is_new: bool = False  # the mask, in every call
+    is_graph: bool = False
+
+    @property
+    def label(self) -> str:
+        parts = [f"{self.networks} networks"] if self.networks else []
+        parts += [f"N = {self.n}", f"B = {self.batch}", f"density {self.density:g}"]
+        parts.append("fwd+bwd" if self.has_backward else "fwd")
+        return ", ".join(parts + ["new mask"] * self.is_new + ["CUDA graph"] * self.is_graph)
+
+
 def cases(quick: bool, device: str) -> list[Case]:
-    layers = LAYERS["quick" if quick else "full"]
-    rows = [
-        Case(
-            "masked_linear",
-            f"N = {layer.width}, B = {layer.batch}, density {density:g}, {task}",
-            partial(_contenders, layer.width, layer.batch, density, task == "fwd+bwd", device),
-            budget=0.6 if device == "cpu" else 0.22,
-        )
-        for layer in (layers if device == "cpu" else layers[1:])
-        for task, densities in (("fwd", layer.forward), ("fwd+bwd", layer.both))
+    jobs, budget = (_cuda_jobs(quick), 0.14) if device == "cuda" else (_cpu_jobs(quick), 0.6)
+    return [Case("masked_linear", job.label, partial(_contenders, job, device), budget=budget) for job in jobs]
+
+
+def _cpu_jobs(quick: bool) -> list[Job]:
+    return [
+        Job(layer.width, layer.batch, density, has_backward)
+        for layer in LAYERS["quick" if quick else "full"]
+        for has_backward, densities in ((False, layer.forward), (True, layer.both))
         for density in densities
     ]
-    if device == "cuda":
-        rows += [
-            Case(
-                "masked_linear",
-                f"N = {layer.width}, B = {layer.batch}, density {NEW_MASK:g}, fwd+bwd, new mask",
-                partial(_contenders, layer.width, layer.batch, NEW_MASK, True, device, True),
-                budget=0.22,
-            )
-            for layer in layers[2:]
-        ]
-    return rows
+
+
+def _cuda_jobs(quick: bool) -> list[Job]:
+    small, middle, large = partial(Job, 100, 32), partial(Job, 1024, 256), partial(Job, 4096, 256)
+    networks = partial(small, networks=32)
+    if quick:
+        jobs = [small(0.1, False), small(0.1), networks(0.1), middle(0.1, False)]
+        jobs += [*map(middle, (0.01, 0.1, 1.0)), *map(large, (0.1, 1.0))]
+        return jobs + [layer(0.1, is_graph=True) for layer in (middle, large)]
+    jobs = [small(0.1, False), small(0.1), small(1.0), networks(0.1), networks(0.1, is_graph=True)]
+    for layer in (middle, large):
+        jobs += [layer(0.1, False), *map(layer, (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)), layer(0.05, is_new=True)]
+        jobs += [layer(density, is_graph=True) for density in (0.01, 0.1, 0.5, 1.0)]
+    return jobs
 
 
 def _indexed_anew(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
@@ -69,29 +89,51 @@ def _indexed_anew(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return ops.masked_linear(x, weight, mask)
 
 
-def _contenders(
-    n: int, batch: int, density: float, backward: bool, device: str, is_new: bool = False
-) -> list[Contender]:
+def _contenders(job: Job, device: str) -> list[Contender]:
     generator = torch.Generator(device).manual_seed(0)
-    make = {"generator": generator, "device": device}
-    x, weight, grad = (torch.randn(shape, **make) for shape in ((batch, n), (n, n), (batch, n)))
-    mask = torch.rand(n, n, **make) < density
-    task = _both if backward else _forward
-    ours = task(_indexed_anew if is_new else ops.masked_linear, x, weight, mask, grad)
-    dense = task(peers.dense_linear, x, weight, mask, grad)
-    form, csr = fastest((_csr_both if backward else _csr_forward)(x, weight, mask, grad), device)
-    products = (6.0 if backward else 2.0) * batch
-    check, kept = partial(_same, ours(), mask), products * int(mask.sum())
-    contenders = [
+    make, n, lead = {"generator": generator, "device": device}, job.n, (job.networks,) if job.networks else ()
+    shapes = (*lead, job.batch, n), (*lead, n, n), (*lead, job.batch, n)
+    x, weight, grad = (torch.randn(shape, **make) for shape in shapes)
+    mask = torch.rand(weight.shape, **make) < job.density
+    task = _both if job.has_backward else _forward
+    ours = task(_indexed_anew if job.is_new else ops.masked_linear, x, weight, mask, grad)
+    dense = task(peers.dense_networks if lead else peers.dense_linear, x, weight, mask, grad)
+    products = (6.0 if job.has_backward else 2.0) * job.batch
+    kept, name = products * int(mask.sum()), "torch bmm(x, w * m)" if lead else "torch F.linear(x, w * m)"
+    found = [
         Contender("pns_fast.ops.masked_linear", ours, work=kept, is_ours=True),
-        Contender("torch F.linear(x, w * m)", dense, check=check, work=products * n * n),
-        Contender("torch CSR", csr, check=check, work=kept, note=f"prebuilt, {form}"),
+        Contender(name, dense, work=products * mask.numel()),
     ]
-    if backward:
+    if lead:
+        found.append(Contender("torch CSR", None, note="CSR has no batched product"))
+    else:
+        found += _csr_contenders(job, device, kept, x, weight, mask, grad)
+    if job.is_graph:
+        found = [_captured(c) for c in found]
+    check = partial(_same, found[0].run(), mask)
+    return [c if c.is_ours else replace(c, check=check) for c in found]
+
+
+def _csr_contenders(job: Job, device: str, kept: float, *inputs: Tensor) -> list[Contender]:
+    x, weight, mask, grad = inputs
+    found = []
+    if not job.is_graph:  # of its autograd; the products alone are faster
+        form, csr = fastest((_csr_both if job.has_backward else _csr_forward)(*inputs), device)
+        found.append(Contender("torch CSR", csr, work=kept, note=f"prebuilt, {form}"))
+    if job.has_backward:
         three = partial(peers.CsrProducts(weight, mask), x.t().contiguous(), grad.t().contiguous())
         note = "prebuilt, no autograd, gradient of w at kept entries only"
-        contenders.append(Contender("torch CSR, three products", three, check=check, work=kept, note=note))
-    return contenders
+        found.append(Contender("torch CSR, three products", three, work=kept, note=note))
+    return found
+
+
+def _captured(contender: Contender) -> Contender:
+    if contender.run is None:
+        return contender
+    run, why_not = captured_or_why(contender.run)
+    if run is None and contender.is_ours:
+        raise RuntimeError(f"{contender.name}: {why_not}")
+    return replace(contender, run=run, note=why_not or contender.note)
 
 
 def _forward(linear, x: Tensor, weight: Tensor, mask: Tensor, grad: Tensor):

@@ -40,7 +40,7 @@ def _sizes(batched: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
     return (shape[0] if len(shape) == 3 else 1), batched.shape[-2], shape[-1], shape[-2]
 
 
-def _fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool = False) -> bool:
+def fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool = False) -> bool:
     """Whether a native product takes these: in one expression, since it stands before every call. If not, the checks
     that follow say why."""
     shape, dtype = weight.shape, weight.dtype
@@ -104,13 +104,13 @@ def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ..
 
 
 def check_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> None:
-    if (bias is not None and transposed) or not _fits(x, weight, mask, bias, transposed):
+    if (bias is not None and transposed) or not fits(x, weight, mask, bias, transposed):
         _check_product(x, weight, mask, bias, transposed)
 
 
 def check_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> None:
     is_like_x = x.shape[:-1] == grad.shape[:-1] and x.shape[-1] == weight.shape[-1] and x.dtype == grad.dtype
-    if not (is_like_x and _fits(grad, weight, mask, None, True)):
+    if not (is_like_x and fits(grad, weight, mask, None, True)):
         _check_product(grad, weight, mask, None, True)
         _check_outer(grad, x, mask)
 

@@ -6,7 +6,7 @@
 //   Outer product: a block owns a segment of 192 columns of some rows with up to 256 samples, a warp a row.
 // Bytes moved (4,096 x 4,096, 256 samples): product: 64 MB of x from L2, 48 bytes a kept weight; outer product: 28 MB
 // of x, 92 MB of grad from L2, the whole gradient written once. At most 226 and 207 KB of shared memory: one block an
-// SM, with 1,024 threads of 59 registers or 512 of 96.
+// SM, with 1,024 threads of 64 registers or 512 of 96.
 #include <algorithm>
 
 #include "core/cuda_check.cuh"
@@ -54,23 +54,36 @@ struct OuterPlan {
   size_t shared_bytes;
 };
 
-// tile[f * stride + s] = x[s, f] for features [0, n_features) and n_samples samples, 0 for those that are not there. A
-// warp takes 32 features of 4 samples: reads of 128 bytes, writes of 16 a lane.
-__device__ void load_features(const float* x, int64_t x_stride, int64_t n_left, int n_samples, int n_features,
-                              float* tile, int stride) {
-  const int lane = threadIdx.x % kWarpSize, n_warps = blockDim.x / kWarpSize;
-  const int n_quads = n_samples / 4, n_tasks = n_quads * static_cast<int>(ceil_div(n_features, kWarpSize));
-#pragma unroll 2
-  for (int task = threadIdx.x / kWarpSize; task < n_tasks; task += n_warps) {
-    const int sample = task % n_quads * 4, feature = task / n_quads * kWarpSize + lane;
-    if (feature >= n_features) continue;
-    const float* at = x + sample * x_stride + feature;
-    float4 values;
-    values.x = sample + 0 < n_left ? at[0 * x_stride] : 0.0f;
-    values.y = sample + 1 < n_left ? at[1 * x_stride] : 0.0f;
-    values.z = sample + 2 < n_left ? at[2 * x_stride] : 0.0f;
-    values.w = sample + 3 < n_left ? at[3 * x_stride] : 0.0f;
-    *reinterpret_cast<float4*>(tile + feature * stride + sample) = values;
+// tile[f * stride + s] = x[s, f] for features [0, n_features) and kSamples samples, of which n_left, at least one, are
+// there; 0 for the others. A warp takes 32 features of 4 samples: reads of 128 bytes, writes of 16 a lane. It reads
+// kAhead of them before it writes, since no read may overtake a write that could alias it. What is not there is read
+// elsewhere and dropped: that costs fewer instructions than not to read.
+template <int kSamples, int kAhead>
+__device__ void load_features(const float* x, int x_stride, int64_t n_left, int n_features, float* tile, int stride) {
+  constexpr int kQuads = kSamples / 4;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, n_warps = blockDim.x / kWarpSize;
+  const int n_sharing = n_warps > kQuads ? n_warps / kQuads : 1;  // warps with the same samples
+  const int n_at_once = n_warps / n_sharing, step = n_sharing * kWarpSize;
+  for (int quad = warp % n_at_once; quad < kQuads; quad += n_at_once) {
+    const int n_here = static_cast<int>(n_left < kSamples ? n_left : kSamples) - 4 * quad;
+    int rows[4];  // 256 samples of 65,536 features
+#pragma unroll
+    for (int j = 0; j < 4; ++j) rows[j] = (j < n_here ? 4 * quad + j : 0) * x_stride;
+    for (int first = warp / n_at_once * kWarpSize + lane; first < n_features; first += kAhead * step) {
+      float4 values[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int feature = first + k * step, at = feature < n_features ? feature : first;
+        values[k] = {x[rows[0] + at], x[rows[1] + at], x[rows[2] + at], x[rows[3] + at]};
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int feature = first + k * step;
+        const float4 v = {n_here > 0 ? values[k].x : 0.0f, n_here > 1 ? values[k].y : 0.0f,
+                          n_here > 2 ? values[k].z : 0.0f, n_here > 3 ? values[k].w : 0.0f};
+        if (feature < n_features) *reinterpret_cast<float4*>(tile + feature * stride + 4 * quad) = v;
+      }
+    }
   }
 }
 
@@ -185,7 +198,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sparse_product_kernel(CudaMask
     for (int begin = 0; begin < p.n_in; begin += plan.panel) {
       const int n_left = static_cast<int>(p.n_in) - begin, size = n_left < plan.panel ? n_left : plan.panel;
       __syncthreads();  // the panel before has been read
-      load_features(samples + begin, p.n_in, p.batch - first_sample, kTile, size, x, kFeatureStride);
+      load_features<kTile, 4>(samples + begin, static_cast<int>(p.n_in), p.batch - first_sample, size, x, kFeatureStride);
       __syncthreads();
       const Panel panel{x, begin, begin + size, zeros, entries};
 #pragma unroll
@@ -325,7 +338,7 @@ __global__ void __launch_bounds__(kOuterThreads, 1) sparse_outer_kernel(CudaMask
     for (int64_t sample = 0; sample < plan.padded; sample += kChunk) {
       __syncthreads();  // the samples before have been read
       const float* samples = p.x + (network * p.batch + sample) * p.n_in + first_column;
-      load_features(samples, p.n_in, p.batch - sample, kChunk, size, x, kStride);
+      load_features<kChunk, 6>(samples, static_cast<int>(p.n_in), p.batch - sample, size, x, kStride);
       __syncthreads();
       const int64_t own_row = first_row + warp;
       if (own_row >= end_row) continue;
