@@ -179,6 +179,23 @@ def test_out(cuda):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("n", [1000, LONG])
+def test_the_op_gives_what_the_function_gives(cuda, n):
+    """The function calls the kernel without torch's dispatcher where nothing but the device asks for it."""
+    scores, out = patterns(n)["few_values"].to(cuda), torch.zeros(n, dtype=torch.bool, device=cuda)
+    op, hint = torch.ops.pns_fast.topk_mask, torch.tensor(0.5, device=cuda)
+    mask, threshold = ops.topk_mask(scores, 0.3, ties="legacy", hint=hint, return_threshold=True)
+    again, value = op.threshold(scores, 0.3, ties="legacy", hint=hint)
+    assert torch.equal(mask, again)
+    assert torch.equal(threshold, value)
+    assert torch.equal(ops.topk_mask(torch.nn.Parameter(scores), 0.3), op.default(scores, 0.3))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert ops.topk_mask(scores, 0.3, out=out, return_threshold=True)[1] == op.into(scores, 0.3, out=out)
+    assert "pns_fast::topk_mask" in {event.key for event in profile.key_averages()}
+    assert ops.kth_largest(scores, 7) == torch.ops.pns_fast.kth_largest(scores, 7)
+
+
+@pytest.mark.gpu
 def test_memory_of_a_long_row(cuda):
     n = 50_000_000
     scores, out = torch.rand(n, device=cuda), torch.empty(n, dtype=torch.bool, device=cuda)
