@@ -36,6 +36,7 @@ constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over 
 constexpr int64_t kMaxBracket = int64_t{1} << 32;     // an entry of the list has a 32-bit position
 constexpr int64_t kRowsAtOnce = 8;                    // of them, so that all their lists stay small
 constexpr int64_t kSettleBlocks = 2 * 132;
+constexpr int kTiesAhead = 8;  // loads in flight a thread of the one block that cuts ties: the others wait for it
 // Bytes of lists: n / 16 and 4 MB.
 constexpr int64_t kListedShare = 128;
 constexpr int64_t kListedBase = int64_t{1} << 19;
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) topk_rows_kernel(Rows
     }
     write_threshold(rows, row, selection.prefix);
     if (!rows.has_mask()) continue;
-    write_mask(rows, plan, row, 0, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
+    write_mask<4>(rows, plan, row, 0, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
   }
 }
 
@@ -190,7 +191,7 @@ __device__ void write_chunk(const Rows<T>& rows, const Plan& plan, int64_t chunk
   const Count n_equal = count_of(chunk), left = n_kept > before ? n_kept - before : 0;
   const Count n_own = left < n_equal ? left : n_equal;
   if ((has_all && n_own == n_equal) || (has_none && n_own == 0)) return;
-  write_mask(rows, plan, blockIdx.y, chunk, threshold, n_equal, n_own);
+  write_mask<kTiesAhead>(rows, plan, blockIdx.y, chunk, threshold, n_equal, n_own);
 }
 
 // Of ties in bulk the mask has all with the upper end, in the chunks that had them kept, and none with the lower one.

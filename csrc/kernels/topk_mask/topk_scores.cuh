@@ -353,8 +353,8 @@ __device__ void write_from(const Piece<T>& c, uint32_t lowest_kept) {
 }
 
 // Keeps the first n_kept of the scores equal to the threshold and returns how many there are. Each warp owns a
-// contiguous part, so the block waits only once, for the counts of the parts before.
-template <typename T>
+// contiguous part, so the block waits only once, for the counts of the parts before. kAhead loads in flight.
+template <int kAhead, typename T>
 __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count n_kept) {
   const uint32_t lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const uint32_t n_warps = blockDim.x / kWarpSize;
@@ -362,19 +362,19 @@ __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count 
   const uint32_t begin = warp * part < c.size ? warp * part : c.size;
   const uint32_t end = c.size - begin < part ? c.size : begin + part;
   Count n_equal = 0;
-#pragma unroll 4
+#pragma unroll kAhead
   for (uint32_t i = begin + lane; i < end; i += kWarpSize) n_equal += ranked_key(widen(c.scores[i])) == threshold;
   const Scan scan = block_scan(n_equal);
   Count rank = __shfl_sync(kAllLanes, scan.before, 0);  // from 0, of the next equal score
-  for (uint32_t i = begin; i < end; i += kUnroll<T> * kWarpSize) {
-    uint32_t keys[kUnroll<T>];
+  for (uint32_t i = begin; i < end; i += kAhead * kWarpSize) {
+    uint32_t keys[kAhead];
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) {
+    for (int u = 0; u < kAhead; ++u) {
       const uint32_t at = i + u * kWarpSize + lane;
       keys[u] = at < end ? ranked_key(widen(c.scores[at])) : 0;
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) {
+    for (int u = 0; u < kAhead; ++u) {
       const uint32_t at = i + u * kWarpSize + lane;
       const bool is_equal = at < end && keys[u] == threshold;
       const unsigned equals = __ballot_sync(kAllLanes, is_equal);
@@ -387,7 +387,7 @@ __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count 
 }
 
 // n_equal and n_kept (at most n_equal): those of this block's scores, the same in all threads.
-template <typename T>
+template <int kAhead, typename T>
 __device__ void write_mask(const Rows<T>& rows, const Plan& plan, int64_t row, int64_t block, uint32_t threshold,
                            Count n_equal, Count n_kept) {
   const bool is_uniform = n_kept == 0 || n_kept == n_equal;
@@ -397,7 +397,7 @@ __device__ void write_mask(const Rows<T>& rows, const Plan& plan, int64_t row, i
     if (is_uniform) {
       write_from(piece, lowest_kept);
     } else {
-      const Count equals = write_first_equal(piece, threshold, left);
+      const Count equals = write_first_equal<kAhead>(piece, threshold, left);
       left -= left < equals ? left : equals;
     }
   });
