@@ -21,10 +21,10 @@ constexpr int kCopies = 4;
 
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);  // scores in a load
-// Loads in flight a thread: with 1,024 threads an SM 64 KB, above latency x bandwidth (30 KB). Of half precision 3, since
-// what is made of 4 takes more than 64 registers.
+// Loads in flight a thread: with 1,024 threads an SM 64 KB, above latency x bandwidth (30 KB). Of half precision, which
+// reads less for each byte it writes, half of them: more take more than 64 registers.
 template <typename T>
-constexpr int kUnroll = sizeof(T) == 4 ? 4 : 3;
+constexpr int kUnroll = sizeof(T) == 4 ? 4 : 2;
 
 template <typename To, typename From>
 __host__ __device__ inline To bits_as(From from) {
@@ -208,18 +208,25 @@ __device__ void visit(const Piece<T>& c, Take take, After after) {
   const uint4* vectors = reinterpret_cast<const uint4*>(c.scores + head);
   const uint32_t lane = threadIdx.x % kWarpSize;
   uint32_t v = threadIdx.x - lane;
-  for (; v + (kUnroll<T> - 1) * blockDim.x + kWarpSize <= n_vectors; v += kUnroll<T> * blockDim.x) {
-    uint4 raw[kUnroll<T>];
+  uint4 raw[kUnroll<T>];
+  auto load = [&] {
+    if (v + (kUnroll<T> - 1) * blockDim.x + kWarpSize > n_vectors) return false;
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) raw[u] = vectors[v + u * blockDim.x + lane];
+    return true;
+  };
+  for (bool is_loaded = load(); is_loaded;) {
+    const uint32_t first = v + lane;
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (v + u * blockDim.x + lane), true, u, take);
-    after(head + kStep * (v + lane));
+    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (first + u * blockDim.x), true, u, take);
+    v += kUnroll<T> * blockDim.x;
+    is_loaded = load();  // in flight while the warp is busy with what it took
+    after(head + kStep * first);
   }
   for (; v < n_vectors; v += blockDim.x) {
     const bool is_there = v + lane < n_vectors;
-    const uint4 raw = is_there ? vectors[v + lane] : uint4{0, 0, 0, 0};
-    take_raw<T>(raw, head + kStep * (v + lane), is_there, 0, take);
+    raw[0] = is_there ? vectors[v + lane] : uint4{0, 0, 0, 0};
+    take_raw<T>(raw[0], head + kStep * (v + lane), is_there, 0, take);
     after(head + kStep * (v + lane));
   }
 }
