@@ -213,6 +213,52 @@ struct Stage {
   }
 };
 
+// What a thread of a split block knows.
+struct Split {
+  float lo, hi, cut, tie_lo;
+  uint2* listed;  // [capacity], of the row
+  Stage stage;
+  uint32_t n_from_cut = 0, n_equal_hi = 0, n_equal_lo = 0;
+  uint32_t pending = 0;  // a bit for each score inside that is not staged yet
+};
+
+// kIsAligned: the mask's words are. A loop for each case, since all that a score costs is some ten instructions.
+template <bool kHasMask, bool kIsAligned, bool kCountsTies, typename T>
+__device__ void split_piece(const Piece<T>& piece, const Bracket& b, BracketState& state, Count capacity, uint32_t* bins,
+                            Split& s) {
+  const uint32_t lanes_before = (1u << threadIdx.x % kWarpSize) - 1;
+  auto take = [&](uint32_t i, const auto& x, bool is_there, int slot) {
+    constexpr int kN = sizeof(x) / sizeof(float);
+    if (!is_there) return;
+    bool kept[kN];
+#pragma unroll
+    for (int j = 0; j < kN; ++j) {  // as floats, which NaN never passes: half the work of keys
+      kept[j] = x[j] >= s.cut;
+      s.pending |= x[j] > s.lo && x[j] < s.hi ? 1u << (slot * kN + j) : 0;
+    }
+    s.n_from_cut += store_mask<kIsAligned>(kHasMask ? piece.mask + i : nullptr, kept);
+    if constexpr (kCountsTies) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) s.n_equal_hi += x[j] == s.hi, s.n_equal_lo += x[j] == s.tie_lo;
+    }
+  };
+  // One of each lane at a time. Its score is loaded again, from L1, which leaves the registers to the next loads.
+  auto stage_pending = [&](uint32_t first) {
+    for (unsigned lanes; (lanes = __ballot_sync(kAllLanes, s.pending != 0)) != 0;) {
+      if (s.pending != 0) {
+        const uint32_t bit = __ffs(static_cast<int>(s.pending)) - 1;
+        const uint32_t i = first + bit / kWide<T> * kWide<T> * blockDim.x + bit % kWide<T>;
+        s.pending &= s.pending - 1;
+        s.stage.entries[s.stage.n_staged + __popc(lanes & lanes_before)] = {
+            ranked_key(widen(piece.scores[i])), static_cast<uint32_t>(piece.at) + i};
+      }
+      s.stage.n_staged += __popc(lanes);
+      if (s.stage.n_staged > Stage::kSize - kWarpSize) s.stage.list(b, state, s.listed, capacity, bins);
+    }
+  };
+  visit(piece, take, stage_pending);
+}
+
 // Grid: (n_blocks, n_rows).
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows<T> rows, Plan plan,
@@ -226,50 +272,30 @@ __global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows
   clear_counts(bins, kBracketBins);
   __syncthreads();
   const bool is_with_ties = has_ties(b, plan.n_blocks, blockIdx.x);
-  const float lo = score_of(b.lo), hi = score_of(b.hi);
-  const float cut = score_of(is_with_ties ? b.cut : b.hi + 1);  // beyond +infinity NaN, which nothing passes
-  const float tie_lo = b.lo == b.hi ? score_of(0) : lo;  // NaN: those are counted as hi's
-  const bool counts_ties = b.counts_ties;
-  uint2* const listed = w.listed + row * w.capacity;
-  const uint32_t lanes_before = (1u << threadIdx.x % kWarpSize) - 1;
-  Stage stage{staged[threadIdx.x / kWarpSize], 0, 0};
-  uint32_t n_from_cut = 0, n_equal_hi = 0, n_equal_lo = 0, pending = 0;  // pending: a bit for each score inside
+  Split s{};
+  s.lo = score_of(b.lo), s.hi = score_of(b.hi);
+  s.cut = score_of(is_with_ties ? b.cut : b.hi + 1);  // beyond +infinity NaN, which nothing passes
+  s.tie_lo = b.lo == b.hi ? score_of(0) : s.lo;       // NaN: those are counted as hi's
+  s.listed = w.listed + row * w.capacity;
+  s.stage.entries = staged[threadIdx.x / kWarpSize];
   visit_pieces(rows, plan, row, blockIdx.x, [&](const Piece<T>& piece) {
-    auto take = [&](uint32_t i, const auto& x, bool is_there, int slot) {
-      constexpr int kN = sizeof(x) / sizeof(float);
-      if (!is_there) return;
-      bool kept[kN];
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {  // as floats, which NaN never passes: half the work of keys
-        kept[j] = x[j] >= cut;
-        pending |= x[j] > lo && x[j] < hi ? 1u << (slot * kN + j) : 0;
-      }
-      n_from_cut += store_mask(piece.mask == nullptr ? nullptr : piece.mask + i, kept);
-      if (counts_ties) {
-#pragma unroll
-        for (int j = 0; j < kN; ++j) n_equal_hi += x[j] == hi, n_equal_lo += x[j] == tie_lo;
-      }
-    };
-    // One of each lane at a time. Its score is loaded again, from L1, which leaves the registers to the next loads.
-    auto stage_pending = [&](uint32_t first) {
-      for (unsigned lanes; (lanes = __ballot_sync(kAllLanes, pending != 0)) != 0;) {
-        if (pending != 0) {
-          const uint32_t bit = __ffs(static_cast<int>(pending)) - 1;
-          const uint32_t i = first + bit / kWide<T> * kWide<T> * blockDim.x + bit % kWide<T>;
-          pending &= pending - 1;
-          stage.entries[stage.n_staged + __popc(lanes & lanes_before)] = {
-              ranked_key(widen(piece.scores[i])), static_cast<uint32_t>(piece.at) + i};
-        }
-        stage.n_staged += __popc(lanes);
-        if (stage.n_staged > Stage::kSize - kWarpSize) stage.list(b, state, listed, w.capacity, bins);
-      }
-    };
-    visit(piece, take, stage_pending);
+    const bool is_aligned = (reinterpret_cast<uintptr_t>(piece.mask) + size_to_boundary(piece)) % kWide<T> == 0;
+    if (piece.mask == nullptr && b.counts_ties) {
+      split_piece<false, true, true>(piece, b, state, w.capacity, bins, s);
+    } else if (piece.mask == nullptr) {
+      split_piece<false, true, false>(piece, b, state, w.capacity, bins, s);
+    } else if (!is_aligned) {
+      split_piece<true, false, true>(piece, b, state, w.capacity, bins, s);
+    } else if (b.counts_ties) {
+      split_piece<true, true, true>(piece, b, state, w.capacity, bins, s);
+    } else {
+      split_piece<true, true, false>(piece, b, state, w.capacity, bins, s);
+    }
   });
-  if (stage.n_staged > 0) stage.list(b, state, listed, w.capacity, bins);
-  const Count n_below_cut = is_with_ties ? 0 : n_equal_hi;  // though not below hi
-  const Count n_from_hi = block_scan(n_from_cut + n_below_cut - stage.n_upper).total;  // modulo 2^64
-  const Count ties = block_scan(Count{n_equal_hi} << 32 | n_equal_lo).total;  // also waits for the bins
+  if (s.stage.n_staged > 0) s.stage.list(b, state, s.listed, w.capacity, bins);
+  const Count n_below_cut = is_with_ties ? 0 : s.n_equal_hi;  // though not below hi
+  const Count n_from_hi = block_scan(s.n_from_cut + n_below_cut - s.stage.n_upper).total;  // modulo 2^64
+  const Count ties = block_scan(Count{s.n_equal_hi} << 32 | s.n_equal_lo).total;  // also waits for the bins
   const auto n_hi = static_cast<uint32_t>(ties >> 32), n_lo = static_cast<uint32_t>(ties);
   const int64_t block = row * plan.n_blocks + blockIdx.x;
   if (threadIdx.x == 0) {

@@ -188,14 +188,20 @@ __device__ void take_raw(uint4 raw, uint32_t i, bool is_there, int slot, Take& t
   take(i, x, is_there, slot);
 }
 
+// The scores of a piece before the first 16-byte boundary.
+template <typename T>
+__device__ uint32_t size_to_boundary(const Piece<T>& c) {
+  const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(T) % kWide<T>;
+  return (kWide<T> - misaligned) % kWide<T>;
+}
+
 // take(i, x, is_there, slot) for the scores x[0...] at i...: kWide of them at a 16-byte boundary, single ones before the
 // first and after the last. After slots 0, 1..., each blockDim.x kWide scores behind the one before, comes after(i of
 // slot 0). All lanes of a warp make the same calls, so these may exchange values within a warp.
 template <typename T, typename Take, typename After>
 __device__ void visit(const Piece<T>& c, Take take, After after) {
   constexpr uint32_t kStep = kWide<T>;
-  const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(T) % kStep;
-  const uint32_t to_boundary = (kStep - misaligned) % kStep;
+  const uint32_t to_boundary = size_to_boundary(c);
   const uint32_t head = to_boundary < c.size ? to_boundary : c.size;
   const uint32_t n_vectors = (c.size - head) / kStep;
   if (threadIdx.x < kWarpSize) {  // at most 14 single scores
@@ -236,8 +242,8 @@ __device__ void visit(const Piece<T>& c, Take take) {
   visit(c, [&](uint32_t i, const auto& x, bool is_there, int) { take(i, x, is_there); }, [](uint32_t) {});
 }
 
-// Writes the mask of kN scores, unless out is null, and returns how many are kept.
-template <int kN>
+// Writes the mask of kN scores, unless out is null, and returns how many are kept. kIsAligned: out is, to kN bytes.
+template <bool kIsAligned = false, int kN>
 __device__ uint32_t store_mask(uint8_t* out, const bool (&kept)[kN]) {
   uint32_t words[(kN + 3) / 4] = {}, n_kept = 0;
 #pragma unroll
@@ -245,7 +251,7 @@ __device__ uint32_t store_mask(uint8_t* out, const bool (&kept)[kN]) {
 #pragma unroll
   for (uint32_t word : words) n_kept += __popc(word);
   if (out == nullptr) return n_kept;
-  if (kN == 1 || reinterpret_cast<uintptr_t>(out) % kN != 0) {  // the same for all vectors of a piece
+  if (kN == 1 || (!kIsAligned && reinterpret_cast<uintptr_t>(out) % kN != 0)) {  // the same for all vectors of a piece
 #pragma unroll
     for (int j = 0; j < kN; ++j) out[j] = kept[j];
   } else if constexpr (kN == 4) {
