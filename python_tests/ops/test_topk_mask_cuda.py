@@ -34,11 +34,16 @@ def patterns(*shape: int) -> dict[str, torch.Tensor]:
     }
 
 
+def sample_places(n: int, bits: int) -> torch.Tensor:
+    """Where the kernel looks: sample_position, topk_bracket.cuh."""
+    i = torch.arange(2**bits)
+    return (i * n + (((i * 2654435761) % 2**32 >> 12) * n >> 20)) >> bits
+
+
 def hard_for_a_sample(n: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(2)
     normal = torch.randn(n, generator=g)
-    i = torch.arange(2**14)  # where the kernel looks: sample_position, topk_bracket.cuh
-    places = (i * n + (((i * 2654435761) % 2**32 >> 12) * n >> 20)) >> 14
+    places = sample_places(n, 14)
     hidden = normal.abs() + 1
     hidden[places] = 0.0
     return {
@@ -168,6 +173,52 @@ def test_thresholds_of_rows(cuda, shape):
         for ties in ("index", "legacy"):
             for k in (0, shape[1] // 3, shape[1]):
                 assert_same_all(scores, scores.to(cuda), k, ties, hint, (name, k, ties))
+
+
+def in_waves(name: str, n: int, cuda: torch.device) -> torch.Tensor:
+    g = torch.Generator(cuda).manual_seed(7)
+    scores = torch.randn(n, generator=g, device=cuda).abs_()
+    if name == "zeros":  # spread evenly
+        scores[torch.rand(n, generator=g, device=cuda) < 0.9] = 0.0
+    elif name == "zeros_first":  # the first guess of where to cut them is far off
+        scores[: n - n // 10] = 0.0
+    elif name == "values":
+        scores = scores.mul_(100).floor_()
+    elif name == "hidden":
+        scores[sample_places(n, 16).to(cuda)] = 0.0
+        scores += 1
+    return scores
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["normal", "zeros", "zeros_first", "values", "hidden"])
+def test_more_chunks_than_blocks_run_at_once(cuda, name):
+    n = 2**26 + 77
+    scores = in_waves(name, n, cuda)
+    ordered = scores.sort(descending=True, stable=True)
+    for k in (n // 10, n // 2):
+        expected = torch.zeros(n, dtype=torch.bool, device=cuda)
+        expected[ordered.indices[:k]] = True
+        mask, threshold = ops.topk_mask(scores, k, return_threshold=True)
+        assert torch.equal(mask, expected), k
+        assert threshold == ordered.values[k - 1], k
+        assert ops.kth_largest(scores, k) == threshold, k
+        legacy = ops.topk_mask(scores, k, ties="legacy")
+        assert torch.equal(legacy, scores > ordered.values[k]), k
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_long_rows_that_start_between_boundaries(cuda, offset):
+    """Scores and mask, together and apart: each has its own loop over the scores."""
+    given = patterns(LONG + 4)["normal"].to(cuda)
+    out = torch.zeros(LONG + 4, dtype=torch.bool, device=cuda)
+    for scores, mask in ((given[offset:LONG], out[: LONG - offset]), (given[:LONG], out[offset : LONG + offset])):
+        out.zero_()
+        expected = ops.topk_mask(scores.cpu(), 0.1)
+        assert ops.topk_mask(scores, 0.1, out=mask) is mask
+        assert torch.equal(mask.cpu(), expected)
+        assert int(out.sum()) == int(expected.sum())
 
 
 @pytest.mark.gpu
