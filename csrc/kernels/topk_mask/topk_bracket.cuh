@@ -3,8 +3,8 @@
 //
 // topk_sample_kernel: 2,048 scores a block at fixed places; the last block to end ranks them. topk_split_kernel: a block
 // owns a chunk of a row; 4 bytes read and 1 written a score, and 8 written for each of the 1% that are listed, in any
-// order: they carry their position. settle_row: all blocks over the list, the last one over the few of its bin that
-// are left. Where the bracket missed or a list overflowed the radix passes (topk_mask.cu) do it all again.
+// order: they carry their position. Then the list is ranked (topk_settle.cuh). Where the bracket missed or a list
+// overflowed the radix passes (topk_mask.cu) do it all again.
 // Shared memory of a split block: 8 KB of bins, 32 KB of entries on their way to the list.
 #pragma once
 
@@ -34,7 +34,7 @@ struct SamplePlan {
 struct Bracket {
   uint32_t lo, hi;   // keys of the ends: scores between them, without the ends, are listed
   uint32_t cut;      // lo < cut <= hi, or hi: the guess that the mask is first written with
-  int shift;         // a bin holds 2^shift keys
+  int shift;         // a bin holds 2^shift keys that scores of the type can have
   bool counts_ties;  // with the ends
   float tie_share;   // of the chunks, the first ones: where the mask first has the ties with hi
 };
@@ -77,6 +77,29 @@ __device__ inline bool is_last_block(unsigned* n_done) {
   __syncthreads();
   __threadfence();
   return is_last;
+}
+
+// The bits at the end of a key that are the same for all scores of one sign: a bin is to hold one score where it can.
+template <typename T> constexpr int kIdleBits = 0;
+template <> constexpr int kIdleBits<Float16> = 13;
+template <> constexpr int kIdleBits<BFloat16> = 16;
+
+// Of a key inside the bracket.
+template <typename T>
+__device__ int bin_of(const Bracket& b, uint32_t key) {
+  return static_cast<int>(((key >> kIdleBits<T>) - ((b.lo + 1) >> kIdleBits<T>)) >> b.shift);
+}
+
+template <typename T>
+__device__ uint32_t lowest_in(const Bracket& b, int bin) {
+  return (((b.lo + 1) >> kIdleBits<T>) + (static_cast<uint32_t>(bin) << b.shift)) << kIdleBits<T>;
+}
+
+// Of a bin that holds one. The idle bits of negative scores are set.
+template <typename T>
+__device__ uint32_t key_in(const Bracket& b, int bin) {
+  const uint32_t lowest = lowest_in<T>(b, bin);
+  return lowest >> 31 != 0 ? lowest : lowest | ((1u << kIdleBits<T>) - 1);
 }
 
 __device__ inline int shift_of(uint32_t n_keys) {
@@ -139,8 +162,8 @@ __device__ Bracket bracket_of(const Rows<T>& rows, int64_t row, const SamplePlan
   if (has_hi && ends[0].prefix <= kLowestKey) b.hi = kLowestKey;
   b.lo = has_lo && ends[1].prefix > kLowestKey ? ends[1].prefix : kLowestKey;
   b.counts_ties = b.lo == kLowestKey || b.hi == kHighestKey || ends[0].n_equal > 1 || ends[1].n_equal > 1;
-  const uint32_t n_inside = b.hi - b.lo > 1 ? b.hi - b.lo - 1 : 0;
-  b.shift = shift_of(n_inside);
+  const uint32_t first = (b.lo + 1) >> kIdleBits<T>, end = ((b.hi - 1) >> kIdleBits<T>) + 1;
+  b.shift = shift_of(first < end ? end - first : 0);
   b.tie_share = 1;
   if (b.lo == b.hi) {  // as if they were spread evenly
     b.counts_ties = true;
@@ -197,6 +220,7 @@ struct Stage {
   uint32_t n_staged;           // the same in all lanes
   uint32_t n_upper;            // listed so far by this lane with a key from the cut on
 
+  template <typename T>
   __device__ void list(const Bracket& b, BracketState& state, uint2* listed, Count capacity, uint32_t* bins) {
     const uint32_t lane = threadIdx.x % kWarpSize;
     Count base = lane == 0 ? atomicAdd(&state.n_listed, Count{n_staged}) : 0;
@@ -204,7 +228,7 @@ struct Stage {
     base = __shfl_sync(kAllLanes, base, 0);
     for (uint32_t i = lane; i < n_staged; i += kWarpSize) {
       const uint2 entry = entries[i];
-      atomicAdd(bins + ((entry.x - b.lo - 1) >> b.shift), 1u);
+      atomicAdd(bins + bin_of<T>(b, entry.x), 1u);
       if (base + i < capacity) listed[base + i] = entry;
       n_upper += entry.x >= b.cut;
     }
@@ -253,7 +277,7 @@ __device__ void split_piece(const Piece<T>& piece, const Bracket& b, BracketStat
             ranked_key(widen(piece.scores[i])), static_cast<uint32_t>(piece.at) + i};
       }
       s.stage.n_staged += __popc(lanes);
-      if (s.stage.n_staged > Stage::kSize - kWarpSize) s.stage.list(b, state, s.listed, capacity, bins);
+      if (s.stage.n_staged > Stage::kSize - kWarpSize) s.stage.template list<T>(b, state, s.listed, capacity, bins);
     }
   };
   visit(piece, take, stage_pending);
@@ -292,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows
       split_piece<true, true, false>(piece, b, state, w.capacity, bins, s);
     }
   });
-  if (s.stage.n_staged > 0) s.stage.list(b, state, s.listed, w.capacity, bins);
+  if (s.stage.n_staged > 0) s.stage.template list<T>(b, state, s.listed, w.capacity, bins);
   const Count n_below_cut = is_with_ties ? 0 : s.n_equal_hi;  // though not below hi
   const Count n_from_hi = block_scan(s.n_from_cut + n_below_cut - s.stage.n_upper).total;  // modulo 2^64
   const Count ties = block_scan(Count{s.n_equal_hi} << 32 | s.n_equal_lo).total;  // also waits for the bins
@@ -308,177 +332,6 @@ __global__ void __launch_bounds__(kThreads, kSplitBlocks) topk_split_kernel(Rows
     if (bins[bin] > 0) atomicAdd(w.bin_counts + row * kBracketBins + bin, bins[bin]);
     if (b.shift == 0) w.block_bins[block * kBracketBins + bin] = bins[bin];
   }
-}
-
-// Where the threshold lies, and what is known of it. rank: of the threshold within where it lies.
-enum class Where { kMissed, kAtHi, kInside, kAtLo };
-
-struct Place {
-  Where where;
-  Count rank;
-};
-
-__device__ inline Place place_of(const BracketState& s, Count rank, Count capacity) {
-  const Count above_hi = s.n_from_hi - s.n_equal_hi, above_lo = s.n_from_hi + s.n_listed;
-  if (rank <= above_hi || rank > above_lo + s.n_equal_lo || s.n_listed > capacity) return {Where::kMissed, 0};
-  if (rank <= s.n_from_hi) return {Where::kAtHi, rank - above_hi};
-  if (rank <= above_lo) return {Where::kInside, rank - s.n_from_hi};
-  return {Where::kAtLo, rank - above_lo};
-}
-
-// The bin of the threshold. Where it holds one key, ties are cut at a block, and only that block's remain to be ranked.
-struct BinCut {
-  Bin bin;
-  bool is_one_key;
-  int64_t block;
-  Count rank, n_left;  // of the entries that remain, how many and which is the last kept
-};
-
-template <typename T>
-__device__ BinCut cut_bins(const Rows<T>& rows, const Plan& plan, const BracketWorkspace& w, Count rank, int shift) {
-  const int64_t row = blockIdx.y;
-  const uint32_t* bin_counts = w.bin_counts + row * kBracketBins;
-  BinCut cut{find_bin(kBracketBins, rank, [&](int bin) { return Count{bin_counts[bin]}; }), shift == 0, -1, 0, 0};
-  cut.rank = cut.bin.rank, cut.n_left = cut.bin.n_equal;
-  if (!cut.is_one_key) return cut;
-  if (!rows.keeps_ties) {
-    cut.n_left = 0;
-    return cut;
-  }
-  const uint32_t* in_block = w.block_bins + row * plan.n_blocks * kBracketBins + cut.bin.bin;
-  const int n_blocks = static_cast<int>(plan.n_blocks);  // the first block is the top bin
-  const Bin block = find_bin(n_blocks, cut.bin.rank, [&](int b) {
-    return Count{in_block[int64_t{n_blocks - 1 - b} * kBracketBins]};
-  });
-  cut.block = n_blocks - 1 - block.bin;
-  cut.rank = block.rank, cut.n_left = block.n_equal;
-  return cut;
-}
-
-// Corrects the mask where the cut it was written with was wrong.
-template <typename T>
-__device__ void settle(const Rows<T>& rows, int64_t row, const Bracket& b, uint2 entry, bool is_kept) {
-  if (rows.has_mask() && is_kept != (entry.x >= b.cut)) *single_at(rows, row, entry.y).mask = is_kept;
-}
-
-// What is left of a bin, ranked by key and then the lowest position: by (key in the bin, ~position), no two of them equal.
-__device__ inline Count composite_of(uint2 entry, uint32_t lowest) { return Count{entry.x - lowest} << 32 | ~entry.y; }
-
-// The composite of the last one kept: few are compared in pairs, many take a pass for each 11 bits.
-__device__ inline Count last_kept(const uint2* close, uint32_t lowest, Count n, Count rank, int n_bits) {
-  __shared__ Count few[kFewClose];
-  __shared__ Count last;
-  auto* const counts = reinterpret_cast<uint32_t*>(few);
-  if (n <= kFewClose) {
-    for (Count i = threadIdx.x; i < n; i += blockDim.x) few[i] = composite_of(__ldcg(close + i), lowest);
-    __syncthreads();
-    for (Count i = threadIdx.x; i < n; i += blockDim.x) {
-      const Count own = few[i];
-      uint32_t n_above = 0;
-#pragma unroll 4
-      for (uint32_t j = 0; j < static_cast<uint32_t>(n); ++j) n_above += few[j] > own;
-      if (n_above == rank - 1) last = own;  // one thread
-    }
-    __syncthreads();
-    return last;
-  }
-  Count prefix = 0;
-  while (n_bits > 0) {
-    const int width = n_bits < 11 ? n_bits : 11, above = n_bits;
-    n_bits -= width;
-    clear_counts(counts, 1 << width);
-    __syncthreads();
-    for (Count i = threadIdx.x; i < n; i += blockDim.x) {
-      const Count c = composite_of(__ldcg(close + i), lowest);
-      if (c >> above == prefix) atomicAdd(counts + ((c >> n_bits) & ((1u << width) - 1)), 1u);
-    }
-    __syncthreads();
-    const Bin found = find_bin(1 << width, rank, [&](int bin) { return Count{counts[bin]}; });
-    prefix = prefix << width | static_cast<Count>(found.bin);
-    rank = found.rank;
-  }
-  return prefix;
-}
-
-template <typename T>
-__device__ uint32_t settle_close(const Rows<T>& rows, const Bracket& b, const uint2* close, const BinCut& cut) {
-  const uint32_t lowest = b.lo + 1 + (static_cast<uint32_t>(cut.bin.bin) << b.shift);
-  const Count last = last_kept(close, lowest, cut.n_left, cut.rank, 32 + b.shift);
-  const uint32_t threshold = lowest + static_cast<uint32_t>(last >> 32);
-  for (Count i = threadIdx.x; i < cut.n_left; i += blockDim.x) {
-    const uint2 entry = __ldcg(close + i);
-    const bool is_kept = rows.keeps_ties ? composite_of(entry, lowest) >= last : entry.x > threshold;
-    settle(rows, blockIdx.y, b, entry, is_kept);
-  }
-  return threshold;
-}
-
-// By one thread of one block: what the later launches go by.
-template <typename T>
-__device__ void write_outcome(const Rows<T>& rows, int64_t row, const Place& place, const BinCut& cut,
-                              BracketState* state) {
-  const Bracket& b = state->bracket;
-  const bool is_hi = place.where == Where::kAtHi, is_inside = place.where == Where::kInside;
-  if (place.where == Where::kMissed || (is_inside && cut.n_left > kMaxClose)) {
-    state->outcome = Outcome::kFailed;
-    return;
-  }
-  const uint32_t threshold = is_hi ? b.hi : is_inside ? b.lo + 1 + static_cast<uint32_t>(cut.bin.bin) : b.lo;
-  if (!is_inside) {
-    state->outcome = Outcome::kTies;
-    state->n_kept = rows.keeps_ties ? place.rank : 0;
-    state->threshold = threshold;
-  }
-  const bool is_known = !is_inside || cut.n_left == 0;
-  if (is_known && rows.thresholds != nullptr) narrow(score_of(threshold), rows.thresholds + row);
-}
-
-// A listed score on the right side of the threshold; those that share its bin and are not yet ranked go to `close`.
-template <typename T>
-__device__ void settle_listed(const Rows<T>& rows, const Plan& plan, const BracketWorkspace& w, const Bracket& b,
-                              const Place& place, const BinCut& cut, uint2 entry) {
-  const int64_t row = blockIdx.y;
-  bool is_kept = place.where == Where::kAtLo, is_open = false;
-  if (place.where == Where::kInside) {
-    const int bin = static_cast<int>((entry.x - b.lo - 1) >> b.shift);
-    const int64_t block = cut.is_one_key && bin == cut.bin.bin ? int64_t{entry.y} / plan.chunk : -1;
-    is_kept = bin > cut.bin.bin || (block >= 0 && block < cut.block);
-    is_open = bin == cut.bin.bin && cut.n_left > 0 && block <= cut.block && !is_kept;
-  }
-  if (is_open) {
-    w.close[row * kMaxClose + atomicAdd(&w.states[row].n_close, 1u)] = entry;
-  } else {
-    settle(rows, row, b, entry, is_kept);
-  }
-}
-
-// By all blocks of a grid (any, n_rows). False: nothing is settled, the radix passes have to.
-template <typename T>
-__device__ bool settle_row(const Rows<T>& rows, const Plan& plan, const BracketWorkspace& w) {
-  const int64_t row = blockIdx.y;
-  BracketState& state = w.states[row];
-  const Bracket b = state.bracket;
-  const Place place = place_of(state, rows.rank, w.capacity);
-  BinCut cut{};
-  if (place.where == Where::kInside) cut = cut_bins(rows, plan, w, place.rank, b.shift);
-  if (blockIdx.x == 0 && threadIdx.x == 0) write_outcome(rows, row, place, cut, &state);
-  if (place.where == Where::kMissed || cut.n_left > kMaxClose) return false;
-  const uint2* const listed = w.listed + row * w.capacity;
-  const Count n_listed = state.n_listed, step = Count{gridDim.x} * blockDim.x;
-  constexpr int kAhead = 4;  // loads in flight
-  for (Count i = Count{blockIdx.x} * blockDim.x + threadIdx.x; i < n_listed; i += kAhead * step) {
-    uint2 entries[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) entries[u] = i + u * step < n_listed ? listed[i + u * step] : uint2{0, 0};
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (i + u * step < n_listed) settle_listed(rows, plan, w, b, place, cut, entries[u]);
-    }
-  }
-  if (cut.n_left == 0 || !is_last_block(&state.settle_done)) return true;
-  const uint32_t threshold = settle_close(rows, b, w.close + row * kMaxClose, cut);
-  if (threadIdx.x == 0 && rows.thresholds != nullptr) narrow(score_of(threshold), rows.thresholds + row);
-  return true;
 }
 
 }  // namespace

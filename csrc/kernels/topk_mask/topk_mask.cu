@@ -4,7 +4,8 @@
 // Many or short rows: a block owns a row and does everything in one launch. Longer rows: a block owns a contiguous
 // chunk of a row, one launch a digit (11 + 11 + 10 bits), then one for the mask. Contiguous chunks put the ties in
 // index order: a block keeps what the chunks before it left over. From 2 M scores on a sample comes first
-// (topk_bracket.cuh), and these launches return at once unless it failed: nobody waits for the device to decide.
+// (topk_bracket.cuh, topk_settle.cuh), and the passes return at once unless it failed: nobody waits for the device to
+// decide. The first of them shares a launch with the end of the sample's way.
 // Bytes moved per float32 score: with a sample 4 read and 1 written; else 4 reads of 4 (five where a block owns a row,
 // after the first mostly from L2). All counters are integers, so atomics in any order give the same mask.
 #include "kernels/topk_mask/topk_mask_cuda.h"
@@ -14,6 +15,7 @@
 
 #include "kernels/topk_mask/topk_bracket.cuh"
 #include "kernels/topk_mask/topk_scores.cuh"
+#include "kernels/topk_mask/topk_settle.cuh"
 
 namespace pns {
 namespace {
@@ -32,7 +34,7 @@ constexpr int64_t kRowsFillDevice = 256;              // about two rows an SM: n
 constexpr int64_t kMinChunk = int64_t{1} << 14;       // 64 KB: below that, clearing and merging counters dominate
 constexpr int64_t kMaxChunk = int64_t{1} << 30;       // positions in a chunk and a block's counters are 32 bits wide
 constexpr int64_t kChunkMultiple = 128;               // a chunk starts on a 128-byte line of the mask
-constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over L2 take no longer than seven launches
+constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over L2 take no longer than six launches
 constexpr int64_t kMaxBracket = int64_t{1} << 32;     // an entry of the list has a 32-bit position
 constexpr int64_t kRowsAtOnce = 8;                    // of them, so that all their lists stay small
 constexpr int64_t kSettleBlocks = 2 * 132;
