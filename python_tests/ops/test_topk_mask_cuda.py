@@ -34,11 +34,16 @@ def patterns(*shape: int) -> dict[str, torch.Tensor]:
     }
 
 
+def sample_places(n: int, bits: int) -> torch.Tensor:
+    """Where the kernel looks: sample_position, topk_bracket.cuh."""
+    i = torch.arange(2**bits)
+    return (i * n + (((i * 2654435761) % 2**32 >> 12) * n >> 20)) >> bits
+
+
 def hard_for_a_sample(n: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(2)
     normal = torch.randn(n, generator=g)
-    i = torch.arange(2**14)  # where the kernel looks: sample_position, topk_bracket.cuh
-    places = (i * n + (((i * 2654435761) % 2**32 >> 12) * n >> 20)) >> 14
+    places = sample_places(n, 14)
     hidden = normal.abs() + 1
     hidden[places] = 0.0
     return {
@@ -170,12 +175,75 @@ def test_thresholds_of_rows(cuda, shape):
                 assert_same_all(scores, scores.to(cuda), k, ties, hint, (name, k, ties))
 
 
+def in_waves(name: str, n: int, cuda: torch.device) -> torch.Tensor:
+    g = torch.Generator(cuda).manual_seed(7)
+    scores = torch.randn(n, generator=g, device=cuda).abs_()
+    if name == "zeros":  # spread evenly
+        scores[torch.rand(n, generator=g, device=cuda) < 0.9] = 0.0
+    elif name == "zeros_first":  # the first guess of where to cut them is far off
+        scores[: n - n // 10] = 0.0
+    elif name == "values":
+        scores = scores.mul_(100).floor_()
+    elif name == "hidden":
+        scores[sample_places(n, 16).to(cuda)] = 0.0
+        scores += 1
+    return scores
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["normal", "zeros", "zeros_first", "values", "hidden"])
+def test_more_chunks_than_blocks_run_at_once(cuda, name):
+    n = 2**26 + 77
+    scores = in_waves(name, n, cuda)
+    ordered = scores.sort(descending=True, stable=True)
+    for k in (n // 10, n // 2):
+        expected = torch.zeros(n, dtype=torch.bool, device=cuda)
+        expected[ordered.indices[:k]] = True
+        mask, threshold = ops.topk_mask(scores, k, return_threshold=True)
+        assert torch.equal(mask, expected), k
+        assert threshold == ordered.values[k - 1], k
+        assert ops.kth_largest(scores, k) == threshold, k
+        legacy = ops.topk_mask(scores, k, ties="legacy")
+        assert torch.equal(legacy, scores > ordered.values[k]), k
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_long_rows_that_start_between_boundaries(cuda, offset):
+    """Scores and mask, together and apart: each has its own loop over the scores."""
+    given = patterns(LONG + 4)["normal"].to(cuda)
+    out = torch.zeros(LONG + 4, dtype=torch.bool, device=cuda)
+    for scores, mask in ((given[offset:LONG], out[: LONG - offset]), (given[:LONG], out[offset : LONG + offset])):
+        out.zero_()
+        expected = ops.topk_mask(scores.cpu(), 0.1)
+        assert ops.topk_mask(scores, 0.1, out=mask) is mask
+        assert torch.equal(mask.cpu(), expected)
+        assert int(out.sum()) == int(expected.sum())
+
+
 @pytest.mark.gpu
 def test_out(cuda):
     scores = patterns(LONG)["normal"]
     on_device, out = scores.to(cuda), torch.zeros(LONG, dtype=torch.bool, device=cuda)
     assert ops.topk_mask(on_device, 0.2, out=out) is out
     assert torch.equal(out.cpu(), ops.topk_mask(scores, 0.2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1000, LONG])
+def test_the_op_gives_what_the_function_gives(cuda, n):
+    """The function calls the kernel without torch's dispatcher where nothing but the device asks for it."""
+    scores, out = patterns(n)["few_values"].to(cuda), torch.zeros(n, dtype=torch.bool, device=cuda)
+    op, hint = torch.ops.pns_fast.topk_mask, torch.tensor(0.5, device=cuda)
+    mask, threshold = ops.topk_mask(scores, 0.3, ties="legacy", hint=hint, return_threshold=True)
+    again, value = op.threshold(scores, 0.3, ties="legacy", hint=hint)
+    assert torch.equal(mask, again)
+    assert torch.equal(threshold, value)
+    assert torch.equal(ops.topk_mask(torch.nn.Parameter(scores), 0.3), op.default(scores, 0.3))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert ops.topk_mask(scores, 0.3, out=out, return_threshold=True)[1] == op.into(scores, 0.3, out=out)
+    assert "pns_fast::topk_mask" in {event.key for event in profile.key_averages()}
+    assert ops.kth_largest(scores, 7) == torch.ops.pns_fast.kth_largest(scores, 7)
 
 
 @pytest.mark.gpu

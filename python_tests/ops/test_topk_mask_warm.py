@@ -375,3 +375,13 @@ def test_more_than_2_to_the_31_scores(set_threads):
     assert int(few.sum()) == n_above - 5
     assert not bool(few[-5:].any())
     assert bool(few[above[:-5]].all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("hint", [1e30, -1e30, 1e300, 10**400, -(10**400), math.inf])
+def test_a_number_beyond_the_dtype_is_a_hint_too(dtype, hint):
+    scores = torch.tensor([0.5, -1.0, 3.0, 2.0], dtype=dtype)
+    mask, threshold = ops.topk_mask(scores, 2, hint=hint, return_threshold=True)
+    assert mask.tolist() == [False, False, True, True]
+    assert threshold == 2.0
+    assert ops.kth_largest(scores, 2, hint=hint) == 2.0

@@ -4,7 +4,8 @@
 // Many or short rows: a block owns a row and does everything in one launch. Longer rows: a block owns a contiguous
 // chunk of a row, one launch a digit (11 + 11 + 10 bits), then one for the mask. Contiguous chunks put the ties in
 // index order: a block keeps what the chunks before it left over. From 2 M scores on a sample comes first
-// (topk_bracket.cuh), and these launches return at once unless it failed: nobody waits for the device to decide.
+// (topk_bracket.cuh, topk_settle.cuh), and the passes return at once unless it failed: nobody waits for the device to
+// decide. The first of them shares a launch with the end of the sample's way.
 // Bytes moved per float32 score: with a sample 4 read and 1 written; else 4 reads of 4 (five where a block owns a row,
 // after the first mostly from L2). All counters are integers, so atomics in any order give the same mask.
 #include "kernels/topk_mask/topk_mask_cuda.h"
@@ -14,6 +15,7 @@
 
 #include "kernels/topk_mask/topk_bracket.cuh"
 #include "kernels/topk_mask/topk_scores.cuh"
+#include "kernels/topk_mask/topk_settle.cuh"
 
 namespace pns {
 namespace {
@@ -25,15 +27,18 @@ constexpr int64_t kSmallRow = 2048;
 
 // Derived from the numbers given, not measured yet.
 constexpr int64_t kMaxBlocks = 4 * 132;               // one wave on the 132 SMs of an H100 or H200
-constexpr int64_t kMaxSplitBlocks = kSplitBlocks * 132;
+constexpr int64_t kSplitWave = kSplitBlocks * 132;
+constexpr int64_t kMaxWaves = 4;
+constexpr int64_t kEnough = int64_t{1} << 16;         // 256 KB a block: 15 us at its share of the bandwidth
 constexpr int64_t kRowsFillDevice = 256;              // about two rows an SM: no need to split them
 constexpr int64_t kMinChunk = int64_t{1} << 14;       // 64 KB: below that, clearing and merging counters dominate
 constexpr int64_t kMaxChunk = int64_t{1} << 30;       // positions in a chunk and a block's counters are 32 bits wide
 constexpr int64_t kChunkMultiple = 128;               // a chunk starts on a 128-byte line of the mask
-constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over L2 take no longer than seven launches
+constexpr int64_t kMinBracket = int64_t{1} << 21;     // 8 MB: four passes over L2 take no longer than six launches
 constexpr int64_t kMaxBracket = int64_t{1} << 32;     // an entry of the list has a 32-bit position
 constexpr int64_t kRowsAtOnce = 8;                    // of them, so that all their lists stay small
 constexpr int64_t kSettleBlocks = 2 * 132;
+constexpr int kTiesAhead = 8;  // loads in flight a thread of the one block that cuts ties: the others wait for it
 // Bytes of lists: n / 16 and 4 MB.
 constexpr int64_t kListedShare = 128;
 constexpr int64_t kListedBase = int64_t{1} << 19;
@@ -60,6 +65,7 @@ struct Strategy {
   int sample_bits;
   Count capacity;  // of a row's list
   double sigmas;   // of the sample's ranks, on each side of the threshold's
+  int64_t n_after;  // blocks a row of the launches after the split, most of which have little or nothing to do
 };
 
 struct RadixWorkspace {
@@ -124,7 +130,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) topk_rows_kernel(Rows
     }
     write_threshold(rows, row, selection.prefix);
     if (!rows.has_mask()) continue;
-    write_mask(rows, plan, row, 0, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
+    write_mask<4>(rows, plan, row, 0, selection.prefix, selection.n_equal, rows.keeps_ties ? selection.rank : 0);
   }
 }
 
@@ -138,39 +144,67 @@ __device__ Selection selection_before(Count rank, const RadixWorkspace& w, int p
   return select_digit(w.selections[at], D::n_bins(pass - 1), D::shift(pass - 1), [&](int bin) { return totals[bin]; });
 }
 
+// Counts the digit of `pass` in the chunks of the row blockIdx.y.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) topk_count_kernel(Rows<T> rows, Plan plan, RadixWorkspace w, int pass) {
+__device__ void count_chunks(const Rows<T>& rows, const Plan& plan, const RadixWorkspace& w, int pass) {
   using D = ChunkDigits;
   __shared__ uint32_t counts[D::kBins * kCopies];
   const int64_t row = blockIdx.y, at = row * D::kPasses + pass;
-  if (w.states != nullptr && w.states[row].outcome != Outcome::kFailed) return;
   const int n_bins = D::n_bins(pass);
   const Selection selection = selection_before(rows.rank, w, pass);
   if (blockIdx.x == 0 && threadIdx.x == 0) w.selections[at] = selection;
-  clear_counts(counts, n_bins * kCopies);
-  __syncthreads();
-  visit_pieces(rows, plan, row, blockIdx.x, [&](const Piece<T>& piece) {
-    count_digits(piece, selection.prefix, D::prefix_mask(pass), D::shift(pass), n_bins, counts);
-  });
-  __syncthreads();
-  for (int bin = threadIdx.x; bin < n_bins; bin += blockDim.x) {
-    const uint32_t sum = sum_copies(counts, bin);
-    if (sum > 0) atomicAdd(w.totals + at * D::kBins + bin, Count{sum});
-    if (pass == D::kPasses - 1) w.block_counts[(row * plan.n_blocks + blockIdx.x) * D::kLastBins + bin] = sum;
+  for (int64_t chunk = blockIdx.x; chunk < plan.n_blocks; chunk += gridDim.x) {
+    clear_counts(counts, n_bins * kCopies);
+    __syncthreads();
+    visit_pieces(rows, plan, row, chunk, [&](const Piece<T>& piece) {
+      count_digits(piece, selection.prefix, D::prefix_mask(pass), D::shift(pass), n_bins, counts);
+    });
+    __syncthreads();
+    for (int bin = threadIdx.x; bin < n_bins; bin += blockDim.x) {
+      const uint32_t sum = sum_copies(counts, bin);
+      if (sum > 0) atomicAdd(w.totals + at * D::kBins + bin, Count{sum});
+      if (pass == D::kPasses - 1) w.block_counts[(row * plan.n_blocks + chunk) * D::kLastBins + bin] = sum;
+    }
+    __syncthreads();
   }
 }
 
-// count_of(b): scores of block b that equal the threshold; n_kept of them all stay, the first ones.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4) topk_count_kernel(Rows<T> rows, Plan plan, RadixWorkspace w, int pass) {
+  if (w.states != nullptr && w.states[blockIdx.y].outcome != Outcome::kFailed) return;
+  count_chunks(rows, plan, w, pass);
+}
+
+// Settles what the bracket left open, or is the first pass over the digits.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2) topk_settle_kernel(Rows<T> rows, Plan plan, RadixWorkspace w,
+                                                                  BracketWorkspace bracket) {
+  if (!settle_row(rows, plan, bracket)) count_chunks(rows, plan, w, 0);
+}
+
+// count_of(b): scores of chunk b that equal the threshold; n_kept of them all stay, the first ones. has_all, has_none:
+// what the mask has of the chunk's already.
 template <typename T, typename CountOf>
-__device__ void write_chunk(const Rows<T>& rows, const Plan& plan, uint32_t threshold, Count n_kept, bool is_done_if_all,
-                            bool is_done_if_none, CountOf count_of) {
+__device__ void write_chunk(const Rows<T>& rows, const Plan& plan, int64_t chunk, uint32_t threshold, Count n_kept,
+                            bool has_all, bool has_none, CountOf count_of) {
   Count before = 0;
-  for (int64_t b = threadIdx.x; b < blockIdx.x; b += blockDim.x) before += count_of(b);
+  for (int64_t b = threadIdx.x; b < chunk; b += blockDim.x) before += count_of(b);
   before = block_scan(before).total;
-  const Count n_equal = count_of(blockIdx.x), left = n_kept > before ? n_kept - before : 0;
+  const Count n_equal = count_of(chunk), left = n_kept > before ? n_kept - before : 0;
   const Count n_own = left < n_equal ? left : n_equal;
-  if ((is_done_if_all && n_own == n_equal) || (is_done_if_none && n_own == 0)) return;
-  write_mask(rows, plan, blockIdx.y, blockIdx.x, threshold, n_equal, n_own);
+  if ((has_all && n_own == n_equal) || (has_none && n_own == 0)) return;
+  write_mask<kTiesAhead>(rows, plan, blockIdx.y, chunk, threshold, n_equal, n_own);
+}
+
+// Of ties in bulk the mask has all with the upper end, in the chunks that had them kept, and none with the lower one.
+template <typename T>
+__device__ void write_ties(const Rows<T>& rows, const Plan& plan, const BracketState& state, const uint2* counts) {
+  const bool is_hi = state.threshold == state.bracket.hi;
+  for (int64_t chunk = blockIdx.x; chunk < plan.n_blocks; chunk += gridDim.x) {
+    const bool has_all = is_hi && has_ties(state.bracket, plan.n_blocks, chunk);
+    write_chunk(rows, plan, chunk, state.threshold, state.n_kept, has_all, !has_all,
+                [&](int64_t b) { return Count{is_hi ? counts[b].x : counts[b].y}; });
+  }
 }
 
 template <typename T>
@@ -179,21 +213,17 @@ __global__ void __launch_bounds__(kThreads) topk_write_kernel(Rows<T> rows, Plan
   using D = ChunkDigits;
   const int64_t row = blockIdx.y;
   if (w.states != nullptr && w.states[row].outcome != Outcome::kFailed) {
-    const BracketState& state = w.states[row];
-    if (state.outcome == Outcome::kDone || !rows.has_mask()) return;
-    // The mask has all ties with the upper end, and none with the lower one.
-    const bool is_hi = state.threshold == state.bracket.hi;
-    const uint2* counts = tie_counts + row * plan.n_blocks;
-    write_chunk(rows, plan, state.threshold, state.n_kept, is_hi, !is_hi,
-                [&](int64_t b) { return Count{is_hi ? counts[b].x : counts[b].y}; });
-    return;
+    if (w.states[row].outcome == Outcome::kDone || !rows.has_mask()) return;
+    return write_ties(rows, plan, w.states[row], tie_counts + row * plan.n_blocks);
   }
   const Selection selection = selection_before(rows.rank, w, D::kPasses);
   if (blockIdx.x == 0) write_threshold(rows, row, selection.prefix);
   if (!rows.has_mask()) return;
   const uint32_t* counts = w.block_counts + row * plan.n_blocks * D::kLastBins + selection.prefix % D::kLastBins;
-  write_chunk(rows, plan, selection.prefix, rows.keeps_ties ? selection.rank : 0, false, false,
-              [&](int64_t b) { return Count{counts[b * D::kLastBins]}; });
+  for (int64_t chunk = blockIdx.x; chunk < plan.n_blocks; chunk += gridDim.x) {
+    write_chunk(rows, plan, chunk, selection.prefix, rows.keeps_ties ? selection.rank : 0, false, false,
+                [&](int64_t b) { return Count{counts[b * D::kLastBins]}; });
+  }
 }
 
 // A list's tensors arrive as a launch's parameters, at most 4 KB: a copy from host memory would have to outlive a graph.
@@ -207,8 +237,14 @@ __global__ void topk_segments_kernel(const __grid_constant__ SegmentBatch batch,
   if (threadIdx.x < batch.n) segments[threadIdx.x] = batch.segments[threadIdx.x];
 }
 
-Plan chunks_of(int64_t n, int64_t n_rows, int64_t max_blocks) {
-  int64_t n_blocks = std::min(ceil_div(n, kMinChunk), std::max<int64_t>(1, max_blocks / n_rows));
+// Of one wave of blocks the slowest one counts, so more of them where each has enough to do.
+int64_t split_blocks(int64_t n, int64_t n_rows) {
+  const int64_t wave = std::max<int64_t>(1, kSplitWave / n_rows);
+  return wave * std::clamp<int64_t>(n / (wave * kEnough), 1, kMaxWaves);
+}
+
+Plan chunks_of(int64_t n, int64_t max_blocks) {
+  int64_t n_blocks = std::min(ceil_div(n, kMinChunk), std::max<int64_t>(1, max_blocks));
   n_blocks = std::max(n_blocks, ceil_div(n, kMaxChunk));
   const int64_t chunk = ceil_div(ceil_div(n, n_blocks), kChunkMultiple) * kChunkMultiple;
   return {false, kThreads, ceil_div(n, chunk), chunk};
@@ -220,12 +256,13 @@ Strategy make_strategy(int64_t n_rows, int64_t n) {
     const int64_t at_once = std::min(n_rows, kRowsAtOnce);
     const int bits = n <= int64_t{1} << 24 ? 14 : n <= int64_t{1} << 27 ? 16 : 18;
     const auto capacity = static_cast<Count>(n / kListedShare + kListedBase / at_once);
-    return {chunks_of(n, at_once, kMaxSplitBlocks), true, at_once, bits, capacity, 3.5};
+    const Plan plan = chunks_of(n, split_blocks(n, at_once));
+    return {plan, true, at_once, bits, capacity, 3.5, std::min(plan.n_blocks, kSettleBlocks / at_once)};
   }
   if (n <= kMinChunk || (n_rows >= kRowsFillDevice && n < kMinBracket)) {
-    return {{true, n <= kSmallRow ? kSmallThreads : kRowThreads, 1, n}, false, n_rows, 0, 0, 0.0};
+    return {{true, n <= kSmallRow ? kSmallThreads : kRowThreads, 1, n}, false, n_rows, 0, 0, 0.0, 0};
   }
-  return {chunks_of(n, n_rows, kMaxBlocks), false, n_rows, 0, 0, 0.0};
+  return {chunks_of(n, kMaxBlocks / n_rows), false, n_rows, 0, 0, 0.0, 0};
 }
 
 // The sample's ranks about that of the threshold, no further off than the list has room for.
@@ -295,13 +332,15 @@ void launch_rows(const Rows<T>& rows, const Plan& plan, cudaStream_t stream) {
 // Rows in grid.y: at most 65,535. There are fewer than kRowsFillDevice, or each is longer than kMaxBracket and 2^16 of
 // them do not fit an address space.
 template <typename T>
-void launch_radix(const Rows<T>& rows, const Plan& plan, const Workspace& w, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(plan.n_blocks), static_cast<unsigned>(rows.n_rows));
-  for (int pass = 0; pass < ChunkDigits::kPasses; ++pass) {
-    cuda_launch("topk_mask", {grid, plan.n_threads, stream}, topk_count_kernel<T>, rows, plan, w.radix, pass);
+void launch_radix(const Rows<T>& rows, const Strategy& s, const Workspace& w, cudaStream_t stream) {
+  const int64_t n_blocks = s.has_bracket ? s.n_after : s.plan.n_blocks;
+  const dim3 grid(static_cast<unsigned>(n_blocks), static_cast<unsigned>(rows.n_rows));
+  const int n_threads = s.plan.n_threads;
+  for (int pass = s.has_bracket; pass < ChunkDigits::kPasses; ++pass) {
+    cuda_launch("topk_mask", {grid, n_threads, stream}, topk_count_kernel<T>, rows, s.plan, w.radix, pass);
   }
-  cuda_launch("topk_mask", {rows.has_mask() ? grid : dim3(1, grid.y), plan.n_threads, stream}, topk_write_kernel<T>, rows,
-              plan, w.radix, w.bracket.tie_counts);
+  cuda_launch("topk_mask", {rows.has_mask() ? grid : dim3(1, grid.y), n_threads, stream}, topk_write_kernel<T>, rows,
+              s.plan, w.radix, w.bracket.tie_counts);
 }
 
 template <typename T>
@@ -312,9 +351,8 @@ void launch_bracket(const Rows<T>& rows, const Strategy& s, const Workspace& w, 
   cuda_launch("topk_mask", {sample_grid, kThreads, stream}, topk_sample_kernel<T>, rows, sample, w.bracket);
   const dim3 grid(static_cast<unsigned>(s.plan.n_blocks), n_rows);
   cuda_launch("topk_mask", {grid, s.plan.n_threads, stream}, topk_split_kernel<T>, rows, s.plan, w.bracket);
-  const int64_t wanted = ceil_div<int64_t>(static_cast<int64_t>(s.capacity), kThreads);
-  const dim3 settle_grid(static_cast<unsigned>(std::min(wanted, std::max<int64_t>(1, kSettleBlocks / n_rows))), n_rows);
-  cuda_launch("topk_mask", {settle_grid, kThreads, stream}, topk_settle_kernel<T>, rows, s.plan, w.bracket);
+  const dim3 settle_grid(static_cast<unsigned>(s.n_after), n_rows);
+  cuda_launch("topk_mask", {settle_grid, kThreads, stream}, topk_settle_kernel<T>, rows, s.plan, w.radix, w.bracket);
 }
 
 // The tensors of a list that are not empty, as one row.
@@ -363,7 +401,7 @@ void launch_strategy(const CudaTopkMaskParams& p, const Strategy& s) {
     }
     cuda_check("topk_mask", cudaMemsetAsync(w.cleared, 0, w.n_cleared, p.stream));
     if (s.has_bracket) launch_bracket(rows, s, w, p.stream);
-    launch_radix(rows, s.plan, w, p.stream);
+    launch_radix(rows, s, w, p.stream);
   }
 }
 

@@ -186,11 +186,11 @@ void check_keeps(const Kind& kind, Job job) {
 
 // Small chunks and blocks: more of them than a real plan has, in less time.
 Strategy chunked(int64_t n, int64_t chunk, int64_t n_rows) {
-  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, false, n_rows, 0, 0, 0.0};
+  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, false, n_rows, 0, 0, 0.0, 0};
 }
 
 Strategy bracketed(int64_t n, int64_t chunk, Count capacity, double sigmas) {
-  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, true, 2, 11, capacity, sigmas};
+  return {{false, kSmallThreads, ceil_div(n, chunk), chunk}, true, 2, 11, capacity, sigmas, 3};
 }
 
 template <typename T>

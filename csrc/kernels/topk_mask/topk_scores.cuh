@@ -21,10 +21,10 @@ constexpr int kCopies = 4;
 
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);  // scores in a load
-// Loads in flight a thread: with 1,024 threads an SM 64 KB, above latency x bandwidth (30 KB). Of half precision 3, since
-// what is made of 4 takes more than 64 registers.
+// Loads in flight a thread: with 1,024 threads an SM 64 KB, above latency x bandwidth (30 KB). Of half precision, which
+// reads less for each byte it writes, half of them: more take more than 64 registers.
 template <typename T>
-constexpr int kUnroll = sizeof(T) == 4 ? 4 : 3;
+constexpr int kUnroll = sizeof(T) == 4 ? 4 : 2;
 
 template <typename To, typename From>
 __host__ __device__ inline To bits_as(From from) {
@@ -188,14 +188,20 @@ __device__ void take_raw(uint4 raw, uint32_t i, bool is_there, int slot, Take& t
   take(i, x, is_there, slot);
 }
 
+// The scores of a piece before the first 16-byte boundary.
+template <typename T>
+__device__ uint32_t size_to_boundary(const Piece<T>& c) {
+  const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(T) % kWide<T>;
+  return (kWide<T> - misaligned) % kWide<T>;
+}
+
 // take(i, x, is_there, slot) for the scores x[0...] at i...: kWide of them at a 16-byte boundary, single ones before the
 // first and after the last. After slots 0, 1..., each blockDim.x kWide scores behind the one before, comes after(i of
 // slot 0). All lanes of a warp make the same calls, so these may exchange values within a warp.
 template <typename T, typename Take, typename After>
 __device__ void visit(const Piece<T>& c, Take take, After after) {
   constexpr uint32_t kStep = kWide<T>;
-  const uint32_t misaligned = reinterpret_cast<uintptr_t>(c.scores) / sizeof(T) % kStep;
-  const uint32_t to_boundary = (kStep - misaligned) % kStep;
+  const uint32_t to_boundary = size_to_boundary(c);
   const uint32_t head = to_boundary < c.size ? to_boundary : c.size;
   const uint32_t n_vectors = (c.size - head) / kStep;
   if (threadIdx.x < kWarpSize) {  // at most 14 single scores
@@ -208,18 +214,25 @@ __device__ void visit(const Piece<T>& c, Take take, After after) {
   const uint4* vectors = reinterpret_cast<const uint4*>(c.scores + head);
   const uint32_t lane = threadIdx.x % kWarpSize;
   uint32_t v = threadIdx.x - lane;
-  for (; v + (kUnroll<T> - 1) * blockDim.x + kWarpSize <= n_vectors; v += kUnroll<T> * blockDim.x) {
-    uint4 raw[kUnroll<T>];
+  uint4 raw[kUnroll<T>];
+  auto load = [&] {
+    if (v + (kUnroll<T> - 1) * blockDim.x + kWarpSize > n_vectors) return false;
 #pragma unroll
     for (int u = 0; u < kUnroll<T>; ++u) raw[u] = vectors[v + u * blockDim.x + lane];
+    return true;
+  };
+  for (bool is_loaded = load(); is_loaded;) {
+    const uint32_t first = v + lane;
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (v + u * blockDim.x + lane), true, u, take);
-    after(head + kStep * (v + lane));
+    for (int u = 0; u < kUnroll<T>; ++u) take_raw<T>(raw[u], head + kStep * (first + u * blockDim.x), true, u, take);
+    v += kUnroll<T> * blockDim.x;
+    is_loaded = load();  // in flight while the warp is busy with what it took
+    after(head + kStep * first);
   }
   for (; v < n_vectors; v += blockDim.x) {
     const bool is_there = v + lane < n_vectors;
-    const uint4 raw = is_there ? vectors[v + lane] : uint4{0, 0, 0, 0};
-    take_raw<T>(raw, head + kStep * (v + lane), is_there, 0, take);
+    raw[0] = is_there ? vectors[v + lane] : uint4{0, 0, 0, 0};
+    take_raw<T>(raw[0], head + kStep * (v + lane), is_there, 0, take);
     after(head + kStep * (v + lane));
   }
 }
@@ -229,8 +242,8 @@ __device__ void visit(const Piece<T>& c, Take take) {
   visit(c, [&](uint32_t i, const auto& x, bool is_there, int) { take(i, x, is_there); }, [](uint32_t) {});
 }
 
-// Writes the mask of kN scores, unless out is null, and returns how many are kept.
-template <int kN>
+// Writes the mask of kN scores, unless out is null, and returns how many are kept. kIsAligned: out is, to kN bytes.
+template <bool kIsAligned = false, int kN>
 __device__ uint32_t store_mask(uint8_t* out, const bool (&kept)[kN]) {
   uint32_t words[(kN + 3) / 4] = {}, n_kept = 0;
 #pragma unroll
@@ -238,7 +251,7 @@ __device__ uint32_t store_mask(uint8_t* out, const bool (&kept)[kN]) {
 #pragma unroll
   for (uint32_t word : words) n_kept += __popc(word);
   if (out == nullptr) return n_kept;
-  if (kN == 1 || reinterpret_cast<uintptr_t>(out) % kN != 0) {  // the same for all vectors of a piece
+  if (kN == 1 || (!kIsAligned && reinterpret_cast<uintptr_t>(out) % kN != 0)) {  // the same for all vectors of a piece
 #pragma unroll
     for (int j = 0; j < kN; ++j) out[j] = kept[j];
   } else if constexpr (kN == 4) {
@@ -353,8 +366,8 @@ __device__ void write_from(const Piece<T>& c, uint32_t lowest_kept) {
 }
 
 // Keeps the first n_kept of the scores equal to the threshold and returns how many there are. Each warp owns a
-// contiguous part, so the block waits only once, for the counts of the parts before.
-template <typename T>
+// contiguous part, so the block waits only once, for the counts of the parts before. kAhead loads in flight.
+template <int kAhead, typename T>
 __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count n_kept) {
   const uint32_t lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const uint32_t n_warps = blockDim.x / kWarpSize;
@@ -362,19 +375,19 @@ __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count 
   const uint32_t begin = warp * part < c.size ? warp * part : c.size;
   const uint32_t end = c.size - begin < part ? c.size : begin + part;
   Count n_equal = 0;
-#pragma unroll 4
+#pragma unroll kAhead
   for (uint32_t i = begin + lane; i < end; i += kWarpSize) n_equal += ranked_key(widen(c.scores[i])) == threshold;
   const Scan scan = block_scan(n_equal);
   Count rank = __shfl_sync(kAllLanes, scan.before, 0);  // from 0, of the next equal score
-  for (uint32_t i = begin; i < end; i += kUnroll<T> * kWarpSize) {
-    uint32_t keys[kUnroll<T>];
+  for (uint32_t i = begin; i < end; i += kAhead * kWarpSize) {
+    uint32_t keys[kAhead];
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) {
+    for (int u = 0; u < kAhead; ++u) {
       const uint32_t at = i + u * kWarpSize + lane;
       keys[u] = at < end ? ranked_key(widen(c.scores[at])) : 0;
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll<T>; ++u) {
+    for (int u = 0; u < kAhead; ++u) {
       const uint32_t at = i + u * kWarpSize + lane;
       const bool is_equal = at < end && keys[u] == threshold;
       const unsigned equals = __ballot_sync(kAllLanes, is_equal);
@@ -387,7 +400,7 @@ __device__ Count write_first_equal(const Piece<T>& c, uint32_t threshold, Count 
 }
 
 // n_equal and n_kept (at most n_equal): those of this block's scores, the same in all threads.
-template <typename T>
+template <int kAhead, typename T>
 __device__ void write_mask(const Rows<T>& rows, const Plan& plan, int64_t row, int64_t block, uint32_t threshold,
                            Count n_equal, Count n_kept) {
   const bool is_uniform = n_kept == 0 || n_kept == n_equal;
@@ -397,7 +410,7 @@ __device__ void write_mask(const Rows<T>& rows, const Plan& plan, int64_t row, i
     if (is_uniform) {
       write_from(piece, lowest_kept);
     } else {
-      const Count equals = write_first_equal(piece, threshold, left);
+      const Count equals = write_first_equal<kAhead>(piece, threshold, left);
       left -= left < equals ? left : equals;
     }
   });
