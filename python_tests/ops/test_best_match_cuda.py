@@ -61,6 +61,7 @@ def test_equals_the_cpu(cuda, size):
     assert_as_on_the_cpu(cuda, target, support, candidates, available)
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -70,6 +71,7 @@ def test_dtypes(cuda, dtype, target_dtype):
         assert_as_on_the_cpu(cuda, target.to(target_dtype), support, candidates.to(dtype), what=size)
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_ties_and_clashes(cuda):
     g = torch.Generator().manual_seed(2)
@@ -90,6 +92,7 @@ def test_neighbours_of_one_support(cuda, run):
     assert_as_on_the_cpu(cuda, target, support, candidates)
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_extremes(cuda):
     g = torch.Generator().manual_seed(3)
@@ -104,6 +107,7 @@ def test_extremes(cuda):
     assert_as_on_the_cpu(cuda, target, support, candidates, what="not finite")
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_tensor_cores_only_leave_out_what_cannot_win(cuda, dtype):

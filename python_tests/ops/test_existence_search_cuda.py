@@ -54,6 +54,7 @@ def test_numbers_beyond_32_bits(cuda, at):
     assert_as_on_the_cpu(cuda, targets(2, 3), 3000, 2**63 - 1, "uniform", 0.2, at - 1500)
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_parts_agree_with_the_whole(cuda):
     theta, n = torch.tensor([[0.6, 0.35, -0.2]], device=cuda), 4_000_000_000  # more than 32 bits hold
@@ -65,6 +66,7 @@ def test_parts_agree_with_the_whole(cuda):
     torch.testing.assert_close(residual.norm(dim=1), whole.distance, rtol=1e-6, atol=0)
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_scaled_targets_and_no_match(cuda):
     for power in (2.0**600, 2.0**-600):

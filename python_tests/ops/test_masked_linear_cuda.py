@@ -87,6 +87,7 @@ LAYERS = {  # (batch, n_in, n_out), density, networks: a last panel, tile, segme
 }
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_the_twin(cuda, path, name):
     sizes, density, n = LAYERS[name]
@@ -285,6 +286,7 @@ def test_inputs_are_not_changed_and_gradients_alone_are_the_same(cuda, path):
         assert torch.equal(torch.autograd.grad(y, inputs[i], upstream)[0], together[i + 1])
 
 
+@pytest.mark.sanitize
 def test_non_contiguous(cuda, path):
     x, weight, mask, bias = on(cuda, layer(66, 20, 18, 2, F32))
     views = (x.transpose(1, 2)[:, ::2].transpose(1, 2), weight[:, ::3, ::2], mask[:, ::3, ::2], bias[:, ::3])

@@ -128,6 +128,7 @@ def test_long_rows_that_are_hard_for_a_sample(cuda, dtype):
             assert_same_all(scores, on_device, k, ties, hint, (name, k, ties, hint))
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n", [7, 1001, 100_003])
@@ -207,6 +208,7 @@ def test_more_chunks_than_blocks_run_at_once(cuda, name):
         assert torch.equal(legacy, scores > ordered.values[k]), k
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_long_rows_that_start_between_boundaries(cuda, offset):
@@ -297,6 +299,7 @@ def test_empty(cuda, shape):
     assert mask.dtype == torch.bool
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 @pytest.mark.parametrize("ties", ["index", "legacy"])
 def test_list(cuda, ties):
