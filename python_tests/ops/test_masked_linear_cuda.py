@@ -15,12 +15,16 @@ from pns_fast.ops import _masked_cuda
 pytestmark = pytest.mark.gpu
 
 ALL = {"FEWEST_WEIGHTS": 0, "INDEXED_BELOW": 2.0, "most_kept": lambda *sizes: 1 << 40}
-NONE = {"FEWEST_WEIGHTS": 0, "most_kept": lambda *sizes: -1}
+NONE = {"most_kept": lambda *sizes: -1}
 PATHS = {
     "sparse": ALL | {"PACK_ABOVE": 1 << 40},
     "packed": ALL | {"PACK_ABOVE": -1},
     "dense": NONE,
-    "select": NONE | {"masked": lambda t, mask, zero: _masked_cuda._Select.apply(t, mask)},  # else in graphs only
+    "select": NONE
+    | {  # else in graphs only
+        "FEWEST_WEIGHTS": 0,
+        "masked": lambda t, mask, zero: _masked_cuda._Select.apply(t, mask),
+    },
 }
 two_paths = pytest.mark.parametrize("path", ["sparse", "dense"], indirect=True)
 three_paths = pytest.mark.parametrize("path", ["sparse", "packed", "dense"], indirect=True)
