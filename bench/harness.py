@@ -221,6 +221,7 @@ def captured(run: Callable[[], Any]) -> Callable[[], Any]:
         graph.replay()
         return results
 
+    replay.reads = run  # the graph reads what this holds: freed, its memory would be another tensor's
     return replay
 
 

@@ -181,14 +181,21 @@ class _SparseOnCuda(torch.autograd.Function):
             grad_x = _product(grad, weight, mask, None, None, True) if wants_x else None
             grad_weight = _outer(grad, x, mask) if wants_weight else None
         else:
+            grad = grad.resolve_neg()
             grad_x, grad_weight = _masked_cuda.sparse_gradients(ctx.index, grad, x, weight, wants_x, wants_weight)
         return grad_x, grad_weight, None, grad.sum(-2) if wants_bias else None, None
 
 
 def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether these fit and take a path of their own, past the registered products: transforms and fake tensors do
-    not."""
-    return x.is_cuda and type(mask) is Tensor and not is_transformed() and fits(x, weight, mask, bias)
+    """Whether these fit and take a path of their own, past the registered products: transforms, fake tensors and
+    lazily negated ones do not."""
+    return (
+        x.is_cuda
+        and type(mask) is Tensor
+        and not is_transformed()
+        and fits(x, weight, mask, bias)
+        and not (x.is_neg() or weight.is_neg() or (bias is not None and bias.is_neg()))
+    )
 
 
 def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:

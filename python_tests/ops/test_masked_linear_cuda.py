@@ -73,7 +73,7 @@ def arguments_of(*sizes, dtype=F32, density=0.5, n=None, seed=0):
 
 def assert_all_close(got, expected, tolerance):
     for a, b in zip(got, expected, strict=True):
-        assert_close(a.cpu().double(), b.double(), tolerance)
+        assert_close(a.cpu().double(), b.cpu().double(), tolerance)
 
 
 def twin(arguments):

@@ -160,6 +160,10 @@ void launch_all(const CudaBestMatchParams& q, const Plan& plan) {
   const char* name = "best_match";
   const int64_t targets = p.n_problems * p.n_targets;
   const int64_t holders = ceil_div<int64_t>(p.n_problems * p.n_candidates, kThreads * kPerLane);
+  if (plan.dense_steps > 0 && p.n_targets % kDenseGroup != 0) {  // read in whole groups
+    const int64_t n_operands = p.n_problems * plan.n_groups * plan.dense_steps * 2 * kWarpSize;
+    cuda_check(name, cudaMemsetAsync(w.dense, 0, n_operands * sizeof(*w.dense), q.stream));
+  }
   cuda_launch(name, {grid_of(targets + holders), kThreads, q.stream}, best_match_prepare_kernel<T>, p, plan, w);
   if (plan.dense_steps > 0) launch_dense(p, plan, w, q.stream);
   if (plan.has_scores) {
