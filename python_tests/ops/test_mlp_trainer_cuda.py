@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from ops.cases import ADAM, SGD, STEP, Case, plain_gradients, plain_training
+from ops.streams import on_a_busy_stream
 from tolerances import TOLERANCES
 
 from pns_fast import ops
@@ -238,16 +239,7 @@ def test_runs_on_the_current_stream(cuda):
     case = Case((2, 33, 20, 4), density=0.3)
     p, *rest = on(cuda, case.arguments())
     expected = ops.mlp_trainer(p, *rest, **case.options(ADAM, 2))[0]
-    late = torch.zeros_like(p)
-    square = torch.randn(4096, 4096, device=cuda)
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(20):
-            square = square @ square / 64
-        late.copy_(p)
-        got = ops.mlp_trainer(late, *rest, **case.options(ADAM, 2))[0] * 1
-    stream.synchronize()
+    got = on_a_busy_stream(p, lambda late: ops.mlp_trainer(late, *rest, **case.options(ADAM, 2))[0] * 1)
     assert torch.equal(got, expected)
 
 
