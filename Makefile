@@ -9,8 +9,10 @@ PNS_CUDA ?= AUTO
 PNS_WERROR ?= $(if $(CI),ON,OFF)
 DEMO ?= demo
 TEST_ARGS ?=
-# For which GPUs CUDA code is compiled: 90, "80;90", native ... Empty: for all that cmake/cuda.cmake lists.
+# For which GPUs CUDA code is compiled: 90, "80;90", native ... If not given, packages are for all that cmake/cuda.cmake
+# lists, and what is installed here for the GPU that is here, or for one.
 GPU_ARCHITECTURES ?=
+GPU_HERE = $(shell nvidia-smi -L > /dev/null 2>&1 && echo native || echo 90)
 ifneq ($(GPU_ARCHITECTURES),)
 export CMAKE_ARGS := $(CMAKE_ARGS) -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)
 endif
@@ -33,7 +35,8 @@ $(VENV)/.requirements: constraints.txt
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps -e . \
-	  -Ccmake.define.PNS_CUDA=$(PNS_CUDA) -Ccmake.define.PNS_WERROR=$(PNS_WERROR)
+	  -Ccmake.define.PNS_CUDA=$(PNS_CUDA) -Ccmake.define.PNS_WERROR=$(PNS_WERROR) \
+	  "-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$(or $(GPU_ARCHITECTURES),$(GPU_HERE))"
 	@touch $@
 
 install: $(VENV)/.installed
