@@ -20,13 +20,13 @@ constexpr int kNeighbours = 4;  // targets of one support that share the loads o
 constexpr int kPerLane = 4;     // candidates a lane: one load of 16 bytes
 constexpr int kNobody = 0x7FFFFFFF;
 
-// Derived, not measured. Four blocks of a small tile fit an SM's 227 KB, two of a large one; 96 KB is what every
+// Derived; other values have not been tried. Four blocks of a small tile fit an SM's 227 KB, two of a large one; 96 KB is what every
 // architecture since sm_80 has for a block.
 constexpr int64_t kSmallTileBytes = 54 << 10, kLargeTileBytes = 96 << 10;
 constexpr int64_t kLeastTiles = 264;  // two a SM
 constexpr int kPanelTile = 8, kPanelRows = 2304;
 
-// The tensor cores' first stage (match_dense.cuh) and the cosine^2 that it is off by at most. Derived, not measured.
+// The tensor cores' first stage (match_dense.cuh) and the cosine^2 that it is off by at most.
 constexpr int kDenseGroup = 16, kBlockGroups = 8, kDenseTargets = kBlockGroups * kDenseGroup;  // of a product, of a block
 constexpr int kDenseTile = 128, kMostDenseColumns = 64, kLeastDense = 5;
 constexpr double kDenseRounding = 2e-3;
