@@ -87,6 +87,6 @@ def test_small_networks_share_a_multiprocessor():
 
 
 def test_cost_grows_with_what_is_kept_until_a_layer_is_dense():
-    costs = [plan([2, 100, 100, 100, 4], kept)[3] for kept in (0.0, 0.05, 0.2, 0.39, 1.0)]
+    costs = [plan([2, 100, 100, 100, 4], kept)[3] for kept in (0.0, 0.05, 0.2, 0.36, 1.0)]  # dense from about 0.4 on
     assert costs == sorted(costs)
     assert plan([2, 100, 100, 100, 4], 0.5)[3] == pytest.approx(costs[-1], rel=0.05)
