@@ -61,25 +61,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", params, indirect=True)
 
 
+def _require_gpu() -> None:
+    """Skips the test where no GPU is usable; fails it where PNS_REQUIRE_GPU=1."""
+    if reason := _why_no_gpu():
+        if os.environ.get("PNS_REQUIRE_GPU") == "1":
+            pytest.fail(f"PNS_REQUIRE_GPU=1, but {reason}")
+        pytest.skip(reason)
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The devices a test runs on: the CPU, and CUDA where there is one."""
-    reason = _why_no_gpu() if request.param == "cuda" else None
-    if reason is not None and os.environ.get("PNS_REQUIRE_GPU") == "1":
-        pytest.fail(f"PNS_REQUIRE_GPU=1, but {reason}")
-    if reason is not None:
-        pytest.skip(reason)
+    if request.param == "cuda":
+        _require_gpu()
     return torch.device(request.param)
 
 
 @pytest.fixture
 def cuda() -> torch.device:
     """The CUDA device of a test marked gpu."""
-    reason = _why_no_gpu()
-    if reason is not None and os.environ.get("PNS_REQUIRE_GPU") == "1":
-        pytest.fail(f"PNS_REQUIRE_GPU=1, but {reason}")
-    if reason is not None:
-        pytest.skip(reason)
+    _require_gpu()
     return torch.device("cuda", torch.cuda.current_device())
 
 

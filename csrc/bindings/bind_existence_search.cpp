@@ -9,30 +9,19 @@ namespace {
 void run(int64_t n_targets, int64_t n_parameters, uintptr_t theta, int64_t first, int64_t n_candidates, uint64_t seed,
          bool is_normal, double eps, uintptr_t index, uintptr_t scale, uintptr_t distance, uintptr_t candidate, uintptr_t n_matches,
          int n_threads, const pybind11::object& progress) {
-  // True: a signal's handler or progress raised, and the error is set.
-  auto report = [&](int64_t done) {
-    if (PyErr_CheckSignals() != 0) return true;
-    try {
-      if (!progress.is_none()) progress(done, n_candidates);
-      return false;
-    } catch (pybind11::error_already_set& error) {
-      error.restore();
-      return true;
-    }
-  };
   const ExistenceSearchParams p{
       n_targets, n_parameters, as_pointer<double>(theta), first, n_candidates, seed, is_normal, eps, as_pointer<int64_t>(index),
       as_pointer<double>(scale), as_pointer<double>(distance), as_pointer<double>(candidate),
       as_pointer<int64_t>(n_matches), n_threads, [&](int64_t done) {
         pybind11::gil_scoped_acquire gil;
-        return done < n_candidates && report(done);
+        return done < n_candidates && is_interrupted(progress, done, n_candidates);
       }};
   bool is_complete;
   {
     pybind11::gil_scoped_release release;
     is_complete = existence_search(p);
   }
-  if (!is_complete || report(n_candidates)) throw pybind11::error_already_set();
+  if (!is_complete || is_interrupted(progress, n_candidates, n_candidates)) throw pybind11::error_already_set();
 }
 
 }  // namespace

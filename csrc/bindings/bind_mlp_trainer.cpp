@@ -8,17 +8,6 @@
 namespace pns {
 namespace {
 
-// Calls progress(done, total); true: it raised, and the error is set.
-bool raises(const pybind11::object& progress, int64_t done, int64_t total) {
-  try {
-    progress(done, total);
-    return false;
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    return true;
-  }
-}
-
 // Every argument by name: see MlpTrainerParams. A pending signal (Ctrl-C), or what progress raises, stops the call and
 // is raised here.
 void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t parameters, uintptr_t mask, uintptr_t scores,
@@ -59,17 +48,15 @@ void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t param
   const int64_t total = n_networks * epochs;
   p.should_stop = [&](int64_t done) {
     pybind11::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) return true;
     // The last report is made once, when everything has been written.
-    return !progress.is_none() && done < total && raises(progress, done, total);
+    return is_interrupted(done < total ? progress : pybind11::none(), done, total);
   };
   bool is_complete;
   {
     pybind11::gil_scoped_release release;
     is_complete = mlp_trainer(p);
   }
-  if (is_complete && !progress.is_none()) is_complete = !raises(progress, total, total);
-  if (!is_complete) throw pybind11::error_already_set();
+  if (!is_complete || is_interrupted(progress, total, total)) throw pybind11::error_already_set();
 }
 
 }  // namespace

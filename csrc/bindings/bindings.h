@@ -13,6 +13,19 @@ T* as_pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// A kernel's report, under the GIL: calls progress(done, total) unless it is None. True: a signal's handler (Ctrl-C) or
+// progress raised, and the Python error is set.
+inline bool is_interrupted(const pybind11::object& progress, int64_t done, int64_t total) {
+  if (PyErr_CheckSignals() != 0) return true;
+  try {
+    if (!progress.is_none()) progress(done, total);
+    return false;
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return true;
+  }
+}
+
 using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 void bind_topk_mask(pybind11::module_& m);
