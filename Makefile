@@ -1,6 +1,7 @@
 # make demo   Figure 3 of the paper in full, from a bare checkout: table, PNG, store
+# make paper  all its figures on the planted tasks, with its claims beside what was measured
 # make test   the test suite, from a bare checkout
-# Both create .venv and install what they need; a GPU is not needed. See CONTRIBUTING.md for the rest.
+# All create .venv and install what they need; a GPU is not needed. See CONTRIBUTING.md for the rest.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +9,7 @@ PY := $(VENV)/bin/python
 PNS_CUDA ?= AUTO
 PNS_WERROR ?= $(if $(CI),ON,OFF)
 DEMO ?= demo
+PAPER ?= paper
 TEST_ARGS ?=
 # For which GPUs CUDA code is compiled: 90, "80;90", native ... If not given, packages are for all that cmake/cuda.cmake
 # lists, and what is installed here for the GPU that is here, or for one.
@@ -22,7 +24,7 @@ PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
 PYTHON_FILES := pns_fast python_tests bench
 
-.PHONY: all install demo test lint format bench packages gpu-install gpu-check gpu-sanitize clean
+.PHONY: all install demo paper test lint format bench packages gpu-install gpu-check gpu-sanitize clean
 all: test
 
 $(VENV)/.requirements: constraints.txt
@@ -45,6 +47,10 @@ demo: install
 	@mkdir -p $(DEMO)
 	$(VENV)/bin/pns-fast sweep singleshot --task circle,relu,helix --pruner all --density ticket,0.01,0.1,0.5,1 \
 	  --seeds 25 --depth 5 --width 100 --store $(DEMO)/fig3.db --figure $(DEMO)/fig3.png --csv $(DEMO)/fig3.csv
+
+# Every figure of the paper on the planted tasks, with what it says beside what was measured: paper/results.md.
+paper: install
+	$(VENV)/bin/pns-fast reproduce all --out $(PAPER)
 
 test: install
 	$(PY) -m pytest $(TEST_ARGS)
@@ -110,4 +116,4 @@ gpu-sanitize: gpu-install
 	done
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo paper

@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         code = max(code, _reproduce(name, out, store, args))
         if code == 130:
-            break
+            return code
+    page = _compare(names, out, store, args)
+    if not args.quiet:
+        print(f"the paper's claims, measured: {page}")
     return code
 
 
@@ -69,6 +72,27 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> in
         places = {"device": place(args.device), "store": store} | {file.suffix[1:]: str(file) for file in files}
         print_closing(report, records, {"figure": time.perf_counter() - begin}, places)
     return report_failures(records)
+
+
+def _compare(names: list[str], out: Path, store: str, args: argparse.Namespace) -> Path:
+    """Print what the paper says of these figures beside what was measured; write that of all figures in the store."""
+    from .. import sweeps
+    from ..sweeps.results import claims_table, judge, write_page
+
+    stored = {r["key"]: r for r in sweeps.read(store)}
+    records = {}
+    for name, figure in FIGURES.items():
+        keys = [c.key for c in figure.cells(args.seeds, args.quick)]
+        if all(key in stored for key in keys):
+            records[name] = [stored[key] for key in keys]
+    if not args.quiet:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for name, claims in judge(records).items():
+            if name in names and claims:
+                console.print(f"[bold]{name}[/]  {FIGURES[name].title}", claims_table(claims))
+    return write_page(records, out / "results.md", args.quick)
 
 
 def _names(given: list[str]) -> list[str]:
