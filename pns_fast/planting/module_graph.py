@@ -1,0 +1,217 @@
+"""Two modules as one sequence of steps: which layers feed which, and which of their channels must lie together.
+
+Planting multiplies the channels of a layer by positive scales and moves them to other places. ReLU, pooling, dropout
+and a flatten pass that through. A sum does so only where both summands have the same scales and places: their layers are
+on one *line*, which ends at the next layer that reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+_LAYERS = (nn.Conv2d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_PASSING_MODULES = (
+    *(nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+)
+_PASSING_FUNCTIONS = (
+    *(F.relu, torch.relu, F.dropout, F.dropout2d),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+)
+_PASSING_METHODS = ("relu", "relu_", "contiguous")
+_SUMS = (operator.add, operator.iadd, torch.add)
+
+
+class Line:
+    """The layers whose outputs are added up, in one place: a union-find node."""
+
+    def __init__(self) -> None:
+        self._parent: Line | None = None
+        self.is_input = self.is_output = False
+
+    def root(self) -> Line:
+        line = self
+        while line._parent is not None:
+            line = line._parent
+        return line
+
+    def join(self, other: Line) -> None:
+        """Both become one line."""
+        mine, its = self.root(), other.root()
+        if mine is not its:
+            its._parent = mine
+            mine.is_input |= its.is_input
+            mine.is_output |= its.is_output
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer: the line it reads (flattened or not) and the one it adds to."""
+
+    name: str
+    reads: Line
+    is_flat: bool
+    writes: Line
+
+
+class _Tracer(fx.Tracer):
+    """Layers are leaves, masked ones too."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, _LAYERS) or super().is_leaf_module(module, name)
+
+
+def folded(model: nn.Module, argument: str) -> nn.Module:
+    """A copy in evaluation mode, each batch norm folded into the layer before it."""
+    model = copy.deepcopy(model).eval()
+    modules = dict(model.named_modules())
+    for node in _trace(model, argument).nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, _NORMS):
+            continue
+        before = node.args[0]
+        layer = modules.get(before.target) if before.op == "call_module" else None
+        if not isinstance(layer, _LAYERS) or len(before.users) != 1:
+            raise ValueError(
+                f"{argument}: batch norm {node.target} follows no layer of its own that it can be folded into"
+            )
+        if norm.running_mean is None:
+            raise ValueError(f"{argument}: batch norm {node.target} tracks no statistics, so it cannot be folded")
+        fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
+        model.set_submodule(before.target, fuse(layer, norm))
+        model.set_submodule(node.target, nn.Identity())
+    return model
+
+
+def steps(target: nn.Module, mother: nn.Module) -> list[Step]:
+    """The layers of two folded modules of the same structure, in the order of computation.
+
+    Raises:
+        ValueError: the structures differ, or have something that scales do not pass through.
+    """
+    lines: dict[fx.Node, tuple[Line, bool]] = {}
+    found = []
+    for node, twin in _pairs(target, mother):
+        if node.op == "placeholder":
+            lines[node] = Line(), False
+            lines[node][0].is_input = True
+        elif node.op == "output":
+            lines[node.args[0]][0].root().is_output = True
+        elif _is_layer(node, target):
+            _check_layer(node.target, target.get_submodule(node.target), mother.get_submodule(twin.target))
+            read, is_flat = lines[node.args[0]]
+            lines[node] = Line(), False
+            found.append(Step(node.target, read, is_flat, lines[node][0]))
+        else:
+            lines[node] = _passed(node, target, [lines[i] for i in node.all_input_nodes])
+    return found
+
+
+def _trace(model: nn.Module, argument: str) -> fx.Graph:
+    try:
+        graph = _Tracer().trace(model)
+    except fx.proxy.TraceError as error:
+        raise ValueError(f"{argument}: its forward cannot be traced ({error})") from error
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    outputs = [n for n in graph.nodes if n.op == "output"]
+    if len(inputs) != 1 or not isinstance(outputs[0].args[0], fx.Node):
+        raise ValueError(f"{argument}: expected one tensor in and one out, got {len(inputs)} inputs")
+    return graph
+
+
+def _pairs(target: nn.Module, mother: nn.Module) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The nodes of both graphs, step by step the same."""
+    graphs = [list(_trace(m, name).nodes) for name, m in (("target", target), ("mother", mother))]
+    if len(graphs[0]) != len(graphs[1]):
+        raise ValueError(
+            f"mother: expected the structure of the target, {len(graphs[0])} operations, got {len(graphs[1])}"
+        )
+    order = {node: k for nodes in graphs for k, node in enumerate(nodes)}
+    for node, twin in zip(*graphs, strict=True):
+        reads = [[order[i] for i in n.all_input_nodes] for n in (node, twin)]
+        if (node.op, _kind(node, target), reads[0]) != (twin.op, _kind(twin, mother), reads[1]):
+            raise ValueError(
+                f"mother: expected the structure of the target, which has {_shown(node, target)} where the mother has "
+                f"{_shown(twin, mother)}"
+            )
+        yield node, twin
+
+
+def _kind(node: fx.Node, model: nn.Module) -> object:
+    """What two nodes must have in common; of layers their sizes may differ."""
+    if node.op == "call_module":
+        module = model.get_submodule(node.target)
+        return "layer" if isinstance(module, _LAYERS) else (type(module), module.extra_repr())
+    constants = [a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, fx.Node)]
+    return None if node.op in ("placeholder", "output") else (node.target, repr(constants))
+
+
+def _shown(node: fx.Node, model: nn.Module) -> str:
+    if node.op == "call_module":
+        return f"{node.target} ({type(model.get_submodule(node.target)).__name__})"
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _is_layer(node: fx.Node, model: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(node.target), _LAYERS)
+
+
+def _passed(node: fx.Node, model: nn.Module, read: list[tuple[Line, bool]]) -> tuple[Line, bool]:
+    """The line that an operation between layers hands on."""
+    module = model.get_submodule(node.target) if node.op == "call_module" else None
+    is_sum = (node.op == "call_function" and node.target in _SUMS) or (
+        node.op == "call_method" and node.target in ("add", "add_")
+    )
+    if is_sum and len(read) == 2 and not node.kwargs and read[0][1] == read[1][1]:
+        read[0][0].join(read[1][0])
+        return read[0]
+    if len(read) == 1:
+        passes = (
+            isinstance(module, _PASSING_MODULES)
+            or (node.op == "call_function" and node.target in _PASSING_FUNCTIONS)
+            or (node.op == "call_method" and node.target in _PASSING_METHODS)
+        )
+        if passes:
+            return read[0]
+        if _is_flatten(node, module):
+            return read[0][0], True
+    raise ValueError(
+        f"target: planting cannot pass {_shown(node, model)}; it knows Conv2d, Linear, ReLU, max and average pooling, "
+        "flatten, dropout, batch norm after a layer, and sums"
+    )
+
+
+def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) == (1, -1)
+    is_call = (node.op == "call_function" and node.target is torch.flatten) or (
+        node.op == "call_method" and node.target == "flatten"
+    )
+    return is_call and (node.args[1:] == (1,) or node.kwargs == {"start_dim": 1})
+
+
+def _check_layer(name: str, target: nn.Module, mother: nn.Module) -> None:
+    """The mother's layer must be of the target's kind, at least as wide, and have a bias where the target has one."""
+    if isinstance(target, nn.Conv2d) != isinstance(mother, nn.Conv2d):
+        raise ValueError(f"mother: {name} is a {type(mother).__name__}, the target's a {type(target).__name__}")
+    if isinstance(target, nn.Conv2d):
+        for setting in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+            wanted, given = getattr(target, setting), getattr(mother, setting)
+            if wanted != given:
+                raise ValueError(f"mother: {name} has {setting} {given}, the target's {wanted}")
+        if target.groups != 1:
+            raise ValueError(f"target: {name} has {target.groups} groups, planting knows 1")
+    sizes = [tuple(m.weight.shape[:2]) for m in (target, mother)]
+    if any(small > large for small, large in zip(*sizes, strict=True)):
+        raise ValueError(f"target: {name} is wider than the mother's, {sizes[0]} outputs and inputs against {sizes[1]}")
+    if target.bias is not None and mother.bias is None and bool(target.bias.detach().any()):
+        raise ValueError(f"mother: {name} has no bias, the target's has one")
