@@ -1,8 +1,8 @@
 """Two modules as one sequence of steps: which layers feed which, and which of their channels must lie together.
 
 Planting multiplies the channels of a layer by positive scales and moves them to other places. ReLU, pooling, dropout
-and a flatten pass that through. A sum does so only where both summands have the same scales and places: their layers are
-on one *line*, which ends at the next layer that reads it.
+and a flatten pass that through. A sum does so only where both summands have the same scales and places: their layers
+are on one *line*, which ends at the next layer that reads it.
 """
 
 from __future__ import annotations
