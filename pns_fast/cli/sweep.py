@@ -129,13 +129,14 @@ def run(args: argparse.Namespace) -> int:
     from .. import sweeps
 
     imported = time.perf_counter()
-    plugins = sweeps.load_plugins(getattr(args, "plugin", None) or ())
+    if plugins := getattr(args, "plugin", None):
+        options["plugin"] = sweeps.load_plugins(plugins)
     grid = (args.task, args.pruner, args.density, seeds(args), args.depth, args.width, args.noise)
     cells = sweeps.expand(args.mode, *grid, **{name: getattr(args, name) for name in DEFAULTS[args.mode]})
     if args.dry_run:
         print(count_cells(cells, args.store))
         return 0
-    report = run_cells(cells, args.store, args, args.mode, {"mode": args.mode, **options, "plugin": plugins})
+    report = run_cells(cells, args.store, args, args.mode, {"mode": args.mode, **options})
     if report.interrupted:
         return 130
     records = sweeps.read(args.store, [c.key for c in cells])

@@ -25,12 +25,13 @@ def phew(problem: ScoringProblem) -> list[Tensor]:
 
     Walks start by turns at an input (to the outputs) and at an output (to the inputs), each time at the next one. From
     a neuron they follow each of its weights w with probability ``|w| / sum |w|`` over its outgoing, or incoming,
-    weights. What a walk comes by is kept: its weights, and the biases of its neurons. So what is kept lies on paths
-    from input to output at every density (but for the last walk, which is cut), and masks of larger densities contain
-    those of smaller ones.
+    weights. What a walk comes by is kept: its weights, and the biases of its neurons. So up to the density that walks
+    reach, what is kept lies on paths from input to output (but for the last walk, which is cut), and masks of larger
+    densities contain those of smaller ones.
 
-    There are two walks for each weight of the largest layer, which visit about 70% of the layers that large and more
-    of the others. They are drawn from each network's own stream, on the CPU whatever the device.
+    There are two walks for each weight of the largest layer, whatever the density asked for. They visit about 70% of
+    the layers that large and more of the others. Each network's come from its own stream, on the CPU whatever the
+    device. On modules: linear layers in sequence.
     """
     chain = problem.chain()
     magnitudes = [p.detach().abs().double().cpu().numpy() for p in problem.parameters]

@@ -27,10 +27,7 @@ _COMMON = {
 # The paper's settings. A setting that a mode does not know is None in its cells and no part of their keys.
 DEFAULTS = {
     "singleshot": {**_COMMON, "scope": "global", "rounds": 1},
-    "multishot": {
-        **{**_COMMON, "scope": "global", "rounds": 10, "round_epochs": 5},
-        **{"rewind": "init", "rewind_epochs": 0},
-    },
+    "multishot": {**_COMMON, "scope": "global", "rounds": 10, "round_epochs": 5, "rewind": "init", "rewind_epochs": 0},
     "edge-popup": {**_COMMON, "popup_epochs": 10, "popup_lr": 0.1},
 }
 
@@ -228,8 +225,8 @@ def _check_settings(settings: dict) -> None:
     from .. import pruners
     from ..training.multishot import check_rewind
 
-    least = {"n_samples": 50, "epochs": 0, "batch_size": 1, "rounds": 1, "round_epochs": 0, "popup_epochs": 1}
-    least["rewind_epochs"] = 0
+    least = {"n_samples": 50, "epochs": 0, "batch_size": 1, "rounds": 1, "popup_epochs": 1}
+    least |= {"round_epochs": 0, "rewind_epochs": 0}
     for name, value in settings.items():
         if name in least:
             _check_int(name, value, least[name])

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,16 @@ def test_random_by_layer():
         kept = [w.flatten(1).sum(1) + b.sum(1) for w, b in zip(masks.weights, masks.biases, strict=True)]
         wanted = allocate(shapes((2, 30, 30, 4)), 0.2, scope)
         assert [k.tolist() for k in kept] == [[count] * 3 for count in wanted]
+
+
+@pytest.mark.parametrize("name", ["random", "synflow", "force"])
+def test_rounds_end_with_the_exact_total(name):
+    """Counts never rise from round to round, so what an earlier round has pruned is not missing in a later one."""
+    population = pns.init_population((2, 17, 9, 4), n=3)
+    batch = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4
+    for rounds in (3, 20):
+        masks = pns.prune(population, name, 0.1, batch, scope="erk", rounds=rounds)
+        assert masks.kept().tolist() == [math.ceil(0.1 * (51 + 162 + 40) - 1e-9)] * 3
 
 
 @pytest.mark.parametrize(("density", "scope"), [(0.0, "erk"), (1.1, "erk"), (0.5, "channel")])

@@ -83,7 +83,7 @@ def test_what_is_visited_ranks_above_the_rest_and_that_by_magnitude():
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.3])
 def test_what_is_kept_lies_on_paths(density):
-    """All but the one walk that the threshold cuts, and the zero to one dead ends of each."""
+    """All but the one walk that the threshold cuts."""
     population = init_population(PAPER_WIDTHS, n=3)
     masks = prune(population, "phew", density)
     assert not masks.collapsed().any()
