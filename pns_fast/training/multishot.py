@@ -213,7 +213,7 @@ def _prune(
 ) -> Masks:
     """One round of score and threshold; each network has a pruner, a density and a key. Density 1 needs no scores.
 
-    A pruner that revives chooses from everything each time: a round's training is that of the masks, not of a past.
+    A pruner that revives chooses from all parameters in every round.
     """
     flat = masks.flatten()
     for name, rows in _rows(name if density < 1 else None for name, density, _ in jobs).items():
