@@ -160,6 +160,12 @@ WRONG_CALLS = [
     ("step_epochs", ValueError, lambda: pns.Adam(schedule="step", step_epochs=0)),
     ("gamma", ValueError, lambda: pns.SGD(schedule="step", gamma=NAN)),
     ("pruner", ValueError, lambda: pns.multishot(population(), "movement", 0.1, circle())),
+    ("rewind", ValueError, lambda: pns.multishot(population(), "random", 0.1, circle(), rewind="late")),
+    ("rewind_epochs", ValueError, lambda: pns.multishot(population(), "random", 0.1, circle(), rewind_epochs=1)),
+    ("density", ValueError, lambda: pns.pruners.allocate([[(3, 2), (3,)]], 0.0, "erk")),
+    ("scope", ValueError, lambda: pns.pruners.allocate([[(3, 2), (3,)]], 0.5, "filter")),
+    ("revives", TypeError, lambda: pns.pruners.register("new", revives="yes")),
+    ("plugin", ValueError, lambda: sweeps.load_plugins(["no_such_module_of_anybody"])),
     ("masks", ValueError, lambda: pns.recovery(masks(n=3), masks(n=2))),
     ("x", ValueError, lambda: population().forward(T(5, 3))),
 ]

@@ -78,6 +78,8 @@ def test_sweep_writes_store_figure_csv_and_table(here, capsys):
     ("mode", "more", "n_cells"),
     [
         ("multishot", ["--rounds=2", "--round-epochs=1", "--pruner=magnitude"], 4),
+        ("multishot", ["--rounds=2", "--round-epochs=1", "--pruner=force", "--rewind=weights", "--rewind-epochs=1"], 4),
+        ("singleshot", ["--rounds=2", "--pruner=phew,random", "--scope=erk"], 8),
         ("edge-popup", ["--popup-epochs=1", "--pruner=all"], 8),
     ],
 )
@@ -156,6 +158,10 @@ def test_wrong_config(here, capsys, content, message):
         ),
         (["sweep", "singleshot", "--seeds=0"], "argument --seeds: expected at least 1, got 0"),
         (["sweep", "singleshot", "--first-seed=-1"], "seeds: expected an integer of at least 0, got -1"),
+        (["sweep", "singleshot", "--scope=filter"], "scope: expected one of global, layer, erk, got 'filter'"),
+        (["sweep", "singleshot", "--rewind=init"], "unrecognized arguments: --rewind=init"),
+        (["sweep", "multishot", "--rewind=late"], "rewind: expected one of init, weights, learning-rate, got 'late'"),
+        (["sweep", "multishot", "--rewind-epochs=2"], "rewind_epochs: expected at most 0 for rewind 'init'"),
         (["sweep", "singleshot", "--threads=0"], "argument --threads: expected at least 1, got 0"),
         (["sweep", "singleshot", "--chunk=0"], "chunk: expected a positive integer or None, got 0"),
         (["sweep", "singleshot", "--device=gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -27,9 +27,11 @@ def add(commands) -> None:
 
 def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     grid = parser.add_argument_group("the grid (lists are comma-separated)")
-    pruners = "edge-popup, edge-popup-anneal" if mode == "edge-popup" else "random, magnitude, snip, grasp, synflow"
+    pruners = "edge-popup, edge-popup-anneal or all"
+    if mode != "edge-popup":
+        pruners = "all (random, magnitude, snip, grasp, synflow), force, phew, or one of your own, see --plugin"
     grid.add_argument("--task", metavar="LIST", type=comma_list(str), default="all", help="circle, relu, helix or all")
-    grid.add_argument("--pruner", metavar="LIST", type=comma_list(str), default="all", help=f"{pruners} or all")
+    grid.add_argument("--pruner", metavar="LIST", type=comma_list(str), default="all", help=pruners)
     grid.add_argument(
         "--density",
         metavar="LIST",
@@ -48,6 +50,10 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     )
     grid.add_argument("--width", metavar="LIST", type=comma_list(int), default="100", help="neurons in a hidden layer")
     grid.add_argument("--noise", metavar="LIST", type=comma_list(float), default="0.01", help="of the labels")
+
+    if mode != "edge-popup":
+        about = "Python files or modules that register pruners of your own; imported first, noted in the store"
+        grid.add_argument("--plugin", metavar="LIST", type=comma_list(str), help=about)
 
     settings = parser.add_argument_group("settings, the same for all networks")
     for name, value in DEFAULTS[mode].items():
@@ -78,9 +84,11 @@ _SETTING_HELP = {
     "lr": "learning rate (Adam)",
     "scheme": "initial parameters: he_scaled or uniform",
     "assignment": "of planted neurons: greedy or optimal",
-    "scope": "keep the density of the whole network or of each layer: global or layer",
+    "scope": "keep the density of the whole network or of each layer: global, layer, or erk (Erdos-Renyi-Kernel)",
     "rounds": "of scoring and pruning; in multishot of train, prune, rewind",
     "round_epochs": "of the training in a round",
+    "rewind": "after a round to init, weights (those after --rewind-epochs of round 1) or learning-rate (it alone)",
+    "rewind_epochs": "of round 1 that --rewind=weights keeps",
     "popup_epochs": "of the training of the scores",
     "popup_lr": "first learning rate of the scores (SGD, cosine)",
 }
@@ -93,6 +101,7 @@ def _flag(name: str) -> str:
 def _options(args: argparse.Namespace) -> dict[str, str]:
     """Flag -> attribute of all that a config file may set."""
     names = ("task", "pruner", "density", "seeds", "first_seed", "depth", "width", "noise")
+    names += () if args.mode == "edge-popup" else ("plugin",)
     names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "device", "threads", "chunk")
     return {_flag(name): name for name in names}
 
@@ -120,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
     from .. import sweeps
 
     imported = time.perf_counter()
+    if plugins := getattr(args, "plugin", None):
+        options["plugin"] = sweeps.load_plugins(plugins)
     grid = (args.task, args.pruner, args.density, seeds(args), args.depth, args.width, args.noise)
     cells = sweeps.expand(args.mode, *grid, **{name: getattr(args, name) for name in DEFAULTS[args.mode]})
     if args.dry_run:

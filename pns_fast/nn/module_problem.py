@@ -40,25 +40,33 @@ class ModuleProblem(ScoringProblem):
         super().__init__([all_parameters[name][None] for name in masks], [m[None] for m in masks.values()], [key])
         self._model, self._names, self._batches, self._loss_fn = model, list(masks), batches, loss_fn
 
-    def _call(self, parameters: Sequence[Tensor], inputs: tuple, prepare: Callable[[Tensor], Tensor]):
-        """The model's output with these parameters ``[1, ...]``, masked; ``prepare`` is applied to all others."""
+    def _call(
+        self,
+        parameters: Sequence[Tensor],
+        inputs: tuple,
+        prepare: Callable[[Tensor], Tensor],
+        through_mask: bool = True,
+    ):
+        """The model's output with these parameters ``[1, ...]``, masked unless told otherwise; ``prepare`` is applied
+        to all others."""
         own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         # clone: a forward pass may write to its buffers
         values = {n: prepare(t.detach().clone()) if t.is_floating_point() else t.clone() for n, t in own.items()}
-        for name, parameter, mask in zip(self._names, parameters, self.masks, strict=True):
+        masks = self.masks if through_mask else [torch.ones_like(m) for m in self.masks]
+        for name, parameter, mask in zip(self._names, parameters, masks, strict=True):
             values[name] = (parameter * mask)[0]
             if f"{name}_mask" in values:  # a MaskedLinear skips what this round's mask prunes
                 values[f"{name}_mask"] = mask[0].to(values[f"{name}_mask"].dtype)
         return functional_call(self._model, values, inputs)
 
-    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0, through_mask: bool = True) -> Tensor:
         """The mean loss over all samples of the batches; outputs are divided by ``temperature``."""
         if not self._batches or self._loss_fn is None:
             raise ValueError("batches, loss_fn: expected both, this pruner scores by the loss")
         sizes = [len(inputs[0]) for inputs, _ in self._batches]
         total = 0.0
         for (inputs, target), size in zip(self._batches, sizes, strict=True):
-            output = self._call(parameters, inputs, lambda t: t)
+            output = self._call(parameters, inputs, lambda t: t, through_mask)
             if temperature != 1.0:
                 if not isinstance(output, Tensor):
                     raise TypeError(f"model: expected a tensor as output, this pruner scales it, got {type(output)}")
@@ -84,6 +92,40 @@ class ModuleProblem(ScoringProblem):
         if not isinstance(output, Tensor):
             raise TypeError(f"model: expected a tensor as output, this pruner sums it, got {type(output)}")
         return output.sum()
+
+    def chain(self) -> list[tuple[int, int | None]]:
+        """The linear layers of a sequential model, with modules between them that work on each feature by itself."""
+        at, found = {name: i for i, name in enumerate(self._names)}, []
+        for path, layer in _in_sequence(self._model, ""):
+            if isinstance(layer, nn.Linear) and not isinstance(layer, SupermaskLinear):
+                # torch.nn.utils.prune calls what it has pruned weight_orig
+                own = {leaf: at.get(f"{path}.{leaf}".lstrip(".")) for leaf, _ in layer.named_parameters(recurse=False)}
+                weight, bias = (own.get(leaf, own.get(f"{leaf}_orig")) for leaf in ("weight", "bias"))
+                if weight is None:
+                    raise ValueError(f"model: this pruner needs all linear layers, {path}.weight is not to be pruned")
+                if found and self.parameters[found[-1][0]].shape[1] != layer.in_features:
+                    raise ValueError(f"model: this pruner expects {path} to take what the linear layer before it gives")
+                found.append((weight, bias))
+            elif not _is_featurewise(layer):
+                name = f"{path or 'it'} ({type(layer).__name__})"
+                raise ValueError(f"model: this pruner expects linear layers in sequence, {name} is something else")
+        return found
+
+
+def _in_sequence(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that an nn.Sequential, nested or not, calls one after the other, with their names."""
+    if not isinstance(module, nn.Sequential):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _in_sequence(child, f"{path}.{name}".lstrip("."))
+
+
+def _is_featurewise(module: nn.Module) -> bool:
+    """Whether each output of ``module`` belongs to one input, as those of an activation do."""
+    kinds = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+    one_to_one = isinstance(module, (nn.Identity, nn.Flatten, nn.BatchNorm1d))
+    return one_to_one or (type(module).__module__ in kinds and not isinstance(module, nn.MultiheadAttention))
 
 
 def check_batches(batches: Iterable | None) -> Batches:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import ops, rng
-from ..pruners import registry, round_density
+from ..pruners import SCOPES, allocate, registry, round_density
 from ..pruners.checks import check_choice, check_count, check_density
-from ..pruners.prune import SCHEDULES, SCOPES
+from ..pruners.prune import SCHEDULES
 from .masked_linear import check_mask
 from .model import NamedMasks, check_names, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
@@ -34,7 +34,7 @@ def score_module(
         model, pruner, batches, loss_fn, seed, masks, include_bias, ignore: see :func:`prune_module`.
 
     Returns:
-        Parameter name -> scores of its shape, -inf where it is pruned already.
+        Parameter name -> scores of its shape, -inf where it is pruned already (unless the pruner revives).
 
     Raises:
         TypeError, ValueError: an argument that does not fit, or a kept score that is not finite.
@@ -48,7 +48,8 @@ def score_module(
     """
     model = unwrap(model)
     masks = _start_masks(model, masks, include_bias, ignore)
-    return _scores(model, pruner, masks, check_batches(batches), loss_fn, _key(seed))
+    start = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    return _scores(model, pruner, masks, start, check_batches(batches), loss_fn, _key(seed))
 
 
 def prune_module(
@@ -82,7 +83,8 @@ def prune_module(
         batches: (x, y) pairs (a list, a DataLoader, or one pair of tensors) on the model's device; x may be a tuple
             of arguments. SNIP and GraSP score by the loss on all of them, SynFlow takes the input's shape from x.
         loss_fn: ``loss_fn(model(x), y)``, the mean over samples, ``torch.nn.functional.cross_entropy`` for instance.
-        scope: "global", or "layer" for the same density in each module (its weight and bias together).
+        scope: "global"; "layer" for the same density in each module (its weight and bias together); "erk" for one
+            that suits its shape, see :func:`pns_fast.pruners.allocate`.
         rounds: number of rounds R.
         schedule: "exponential", ``density^(r/R)`` after round r, or "linear".
         seed: for the random pruner.
@@ -92,8 +94,8 @@ def prune_module(
 
     Returns:
         Parameter name -> bool mask for :func:`mask_model`, :func:`finalize`, :func:`keep_pruned`, :func:`save_masks`.
-        Exactly ``ceil(density * n - 1e-9)`` of a scope's n parameters are kept, ties to the first, or fewer where
-        ``masks`` kept fewer.
+        Exactly ``ceil(density * n - 1e-9)`` of a scope's n parameters ("erk": of all) are kept, ties to the first, or
+        fewer where ``masks`` kept fewer.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, or a score that is not finite.
@@ -112,11 +114,11 @@ def prune_module(
     check_choice("schedule", schedule, SCHEDULES)
     rounds = check_count("rounds", rounds, 1)
     model = unwrap(model)
-    masks = _start_masks(model, masks, include_bias, ignore)
-    key, batches = _key(seed), check_batches(batches)
+    start = masks = _start_masks(model, masks, include_bias, ignore)
+    key, batches, revives = _key(seed), check_batches(batches), registry.revives(pruner)
     for r in range(1, rounds + 1):
-        scores = _scores(model, pruner, masks, batches, loss_fn, key)
-        masks = _threshold(scores, masks, round_density(density, r, rounds, schedule), scope)
+        scores = _scores(model, pruner, masks, start, batches, loss_fn, key)
+        masks = _threshold(scores, start if revives else masks, round_density(density, r, rounds, schedule), scope)
     return masks
 
 
@@ -146,16 +148,18 @@ def _scores(
     model: nn.Module,
     pruner: str,
     masks: dict[str, Tensor],
+    start: dict[str, Tensor],
     batches: Batches,
     loss_fn: Callable[..., Tensor] | None,
     key: tuple[int, int],
 ) -> dict[str, Tensor]:
-    registry.get(pruner)
+    """The scores at ``masks`` of what may be kept: that is ``masks``, for a pruner that revives ``start``."""
+    allowed = start if registry.revives(pruner) else masks
     # GraSP differentiates twice, which torch's fused attention does not support
     with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         found = registry.run(pruner, ModuleProblem(model, masks, batches, loss_fn, key))
     scores = {}
-    for (name, mask), score in zip(masks.items(), found, strict=True):
+    for (name, mask), score in zip(allowed.items(), found, strict=True):
         if not (torch.isfinite(score[0]) | ~mask).all():
             raise ValueError(f"{pruner}: scores of {name} are not finite (NaN or infinity)")
         scores[name] = score[0].masked_fill(~mask, -torch.inf)
@@ -164,13 +168,14 @@ def _scores(
 
 def _threshold(scores: dict[str, Tensor], masks: dict[str, Tensor], density: float, scope: str) -> dict[str, Tensor]:
     """Keeps the largest scores of each scope; the rules are those of :func:`pns_fast.pruners.threshold`."""
-    groups: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for name in scores:
-        groups.setdefault("" if scope == "global" else name.rpartition(".")[0], []).append(name)
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    counts = allocate([[scores[n].shape for n in names] for names in layers.values()], density, scope)
     kept = {}
-    for names in groups.values():
+    for names, count in zip([list(scores)] if scope == "global" else layers.values(), counts, strict=True):
         dtype = torch.float64 if len({scores[n].dtype for n in names}) > 1 else scores[names[0]].dtype
         # a kept score ranks above everything pruned: kept scores are finite
-        top = ops.topk_mask([scores[n].to(dtype).contiguous() for n in names], density)
+        top = ops.topk_mask([scores[n].to(dtype).contiguous() for n in names], count)
         kept |= {n: t & masks[n] for n, t in zip(names, top, strict=True)}
     return {name: kept[name] for name in scores}

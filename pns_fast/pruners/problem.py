@@ -22,19 +22,22 @@ class ScoringProblem:
         masks: in the same order and shapes; parameters already pruned (False) count as zero.
         keys: the (seed, network) pair of each network.
 
-    ``parameters`` holds the masked parameters, leaves that autograd can differentiate; ``generators`` one random
-    generator a network.
+    ``parameters`` holds the masked parameters, leaves that autograd can differentiate; ``unmasked`` the values before
+    the mask; ``masks`` the masks; ``keys`` the keys, and ``generators`` one random generator a network.
     """
 
     def __init__(self, parameters: Sequence[Tensor], masks: Sequence[Tensor], keys: Sequence[tuple[int, int]]) -> None:
+        self.keys = list(keys)
         self.generators: list[np.random.Generator] = [rng.generator(key, "random_pruner") for key in keys]
         self.masks = list(masks)
-        self.parameters = [(p.detach() * m).requires_grad_() for p, m in zip(parameters, masks, strict=True)]
+        self.unmasked = [p.detach() for p in parameters]
+        self.parameters = [(p * m).requires_grad_() for p, m in zip(self.unmasked, masks, strict=True)]
 
-    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
-        """The sum over networks of their mean losses on the pruning batch, through the mask.
+    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0, through_mask: bool = True) -> Tensor:
+        """The sum over networks of their mean losses on the pruning batch.
 
-        Outputs are divided by ``temperature``. A network's gradient is that of its own loss.
+        Outputs are divided by ``temperature``. A network's gradient is that of its own loss; ``through_mask`` makes it
+        0 for pruned parameters. Without, the loss at ``self.parameters`` is the same, and its gradient that of all.
         """
         raise NotImplementedError
 
@@ -43,6 +46,11 @@ class ScoringProblem:
 
         Times a positive factor a network that autograd sees as constant, if that prevents overflow.
         """
+        raise NotImplementedError
+
+    def chain(self) -> list[tuple[int, int | None]]:
+        """For fully connected layers one after the other: where the weight ``[N, O, I]`` and the bias ``[N, O]`` (None
+        without) of each are in ``parameters``, from input to output. Raises ValueError for any other network."""
         raise NotImplementedError
 
 
@@ -68,11 +76,12 @@ class PopulationProblem(ScoringProblem):
         super().__init__(_interleaved(population), _interleaved(masks), keys)
         self._masks, self._batch, self._loss = masks, batch, loss
 
-    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0, through_mask: bool = True) -> Tensor:
         if self._batch is None:
             raise ValueError("batch: expected (x, y), this pruner scores by the loss on it, got None")
         x, y = self._batch
-        output = Population(parameters[0::2], parameters[1::2]).forward(x, self._masks) / temperature
+        masks = self._masks if through_mask else None
+        output = Population(parameters[0::2], parameters[1::2]).forward(x, masks) / temperature
         if self._loss == "cross_entropy":
             total = torch.nn.functional.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="sum")
             return total / y.shape[1]
@@ -97,6 +106,9 @@ class PopulationProblem(ScoringProblem):
             # unlimited, layers that shrink the flow a lot make it infinite, and infinity * (bias 0) is NaN
             h, scale = h * factor, (scale * factor).clamp_max(2.0**500)
         return h.sum()
+
+    def chain(self) -> list[tuple[int, int | None]]:
+        return [(at, at + 1) for at in range(0, len(self.parameters), 2)]
 
 
 def _interleaved(stack: Population | Masks) -> list[Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from .. import ops, rng
 from ..networks import Masks, Population
 from . import registry
+from .allocate import SCOPES, allocate
 from .batch import check_batch
 from .checks import LOSSES, check_choice, check_count, check_density, check_masks, check_population
 from .problem import PopulationProblem
 
-SCOPES = ("global", "layer")
 SCHEDULES = ("exponential", "linear")
 
 
@@ -41,7 +41,8 @@ def score(
         masks: parameters pruned before; None for none.
 
     Returns:
-        ``[N, P]`` in the flat layout ``[W1 | b1 | W2 | b2 | ...]``; -inf where ``masks`` is False.
+        ``[N, P]`` in the flat layout ``[W1 | b1 | W2 | b2 | ...]``; -inf where ``masks`` is False, unless the pruner
+        is one that revives (FORCE), which scores pruned parameters as well.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, or a kept score that is not finite.
@@ -56,10 +57,8 @@ def score(
     check_population(population)
     registry.get(name)
     check_choice("loss", loss, LOSSES)
-    masks = check_masks(population, masks)
-    return score_by_key(
-        population, name, check_batch(batch, population, loss), loss, rng.network_keys(seed, population.n), masks
-    )
+    masks, keys = check_masks(population, masks), rng.network_keys(seed, population.n)
+    return score_by_key(population, name, check_batch(batch, population, loss), loss, keys, masks)
 
 
 def score_by_key(
@@ -69,10 +68,17 @@ def score_by_key(
     loss: str,
     keys: Sequence[tuple[int, int]],
     masks: Masks,
+    start: Masks | None = None,
 ) -> Tensor:
-    """:func:`score` of checked arguments: a batch out of ``check_batch``, the (seed, network) key of each network."""
+    """:func:`score` of checked arguments: a batch out of ``check_batch``, the (seed, network) key of each network.
+
+    A pruner that revives chooses from ``start``, the masks before the first round (None: from everything).
+    """
     problem = PopulationProblem(population, masks, batch, loss, keys)
-    flat, kept = torch.cat([s.flatten(1) for s in registry.run(name, problem)], dim=1), masks.flatten()
+    flat = torch.cat([s.flatten(1) for s in registry.run(name, problem)], dim=1)
+    if registry.revives(name):
+        masks = Masks.full(population) if start is None else start
+    kept = masks.flatten()
     broken = (kept & ~torch.isfinite(flat)).any(1)
     if broken.any():
         networks = broken.nonzero().flatten().tolist()
@@ -93,7 +99,8 @@ def threshold(
         masks: parameters pruned before; None for none.
         widths: ``(n_0, ..., n_L)``.
         density: fraction kept, in (0, 1].
-        scope: "global", or "layer" for each layer's weights and biases together.
+        scope: "global"; "layer", each layer's weights and biases together at the same density; or "erk", each layer
+            at a density of its own, see :func:`pns_fast.pruners.allocate`.
 
     Returns:
         Masks of N networks.
@@ -129,6 +136,7 @@ def thresholds(
         raise TypeError(f"scores: expected a floating point tensor, got {getattr(scores, 'dtype', scores)!r}")
     densities = [check_density(density) for density in densities]
     check_choice("scope", scope, SCOPES)
+    shapes = [[(n_out, n_in), (n_out,)] for n_in, n_out in itertools.pairwise(widths)]
     sizes = [n_out * (n_in + 1) for n_in, n_out in itertools.pairwise(widths)]
     if scores.dim() != 2 or scores.shape[1] != sum(sizes):
         raise ValueError(
@@ -143,8 +151,12 @@ def thresholds(
     if kept is not None:
         ranked = ranked.masked_fill(~kept, -torch.inf)
     parts = [part.contiguous() for part in ([ranked] if scope == "global" else ranked.split(sizes, dim=1))]
-    tops = (torch.cat([ops.topk_mask(part, density) for part in parts], dim=1) for density in densities)
-    return [Masks.from_flat(top if kept is None else top & kept, widths) for top in tops]
+    found = []
+    for density in densities:
+        counts = allocate(shapes, density, scope)
+        top = torch.cat([ops.topk_mask(part, k) for part, k in zip(parts, counts, strict=True)], dim=1)
+        found.append(Masks.from_flat(top if kept is None else top & kept, widths))
+    return found
 
 
 def _flat_masks(masks: Masks | None, scores: Tensor, widths: Sequence[int]) -> Tensor | None:
@@ -181,13 +193,15 @@ def prune(
         name: a pruner out of ``names()``.
         density: fraction of parameters kept at the end, in (0, 1].
         batch, loss, seed, masks: see :func:`score`.
-        scope: "global", or "layer" for the same density in each layer.
-        rounds: number of rounds R.
+        scope: "global"; "layer" for the same density in each layer; "erk" for one that suits its shape, see
+            :func:`pns_fast.pruners.allocate`. Random pruning by layer is "random" with one of the last two.
+        rounds: number of rounds R. SNIP in rounds is iterative SNIP; where what was pruned shall come back, "force".
         schedule: "exponential" or "linear".
 
     Returns:
-        Masks with exactly ``ceil(density * n - 1e-9)`` parameters kept a scope, or fewer where ``masks`` kept
-        fewer. A network's masks do not depend on which other networks are in the population.
+        Masks with exactly ``ceil(density * n - 1e-9)`` parameters kept a scope ("erk": in all), or fewer where
+        ``masks`` kept fewer. A network's masks do not depend on which other networks are in the population. What
+        ``masks`` has pruned stays pruned; what a round has pruned comes back only where the pruner revives (FORCE).
 
     Raises:
         TypeError, ValueError: an argument that does not fit, or a score that is not finite.
@@ -204,10 +218,18 @@ def prune(
     check_choice("schedule", schedule, SCHEDULES)
     rounds = check_count("rounds", rounds, 1)
     masks = check_masks(check_population(population), masks)
+    registry.get(name)
+    check_choice("loss", loss, LOSSES)
+    batch, keys, start = check_batch(batch, population, loss), rng.network_keys(seed, population.n), masks
     for r in range(1, rounds + 1):
-        scores = score(population, name, batch, loss, seed, masks)
-        masks = threshold(scores, masks, population.widths, round_density(density, r, rounds, schedule), scope)
+        scores = score_by_key(population, name, batch, loss, keys, masks, start)
+        masks = next_masks(name, scores, masks, start, round_density(density, r, rounds, schedule), scope)
     return masks
+
+
+def next_masks(name: str, scores: Tensor, masks: Masks, start: Masks, density: float, scope: str) -> Masks:
+    """What a round of pruner ``name`` keeps: out of ``masks``, or where it revives out of ``start``."""
+    return threshold(scores, start if registry.revives(name) else masks, masks.widths, density, scope)
 
 
 def round_density(density: float, r: int, rounds: int, schedule: str) -> float:

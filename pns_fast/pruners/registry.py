@@ -13,21 +13,28 @@ if TYPE_CHECKING:
 
 Pruner = Callable[["ScoringProblem"], list[Tensor]]
 
+# those of Fischer & Burkholz 2022: what "all" means in a sweep, whatever else is registered
+PAPER = ("random", "magnitude", "snip", "grasp", "synflow")
+
 _PRUNERS: dict[str, Pruner] = {}
+_REVIVING: set[str] = set()
 
 
-def register(name: str) -> Callable[[Pruner], Pruner]:
+def register(name: str, revives: bool = False) -> Callable[[Pruner], Pruner]:
     """Makes the decorated function the pruner ``name``.
 
     Args:
         name: not taken yet.
+        revives: whether a parameter pruned in one round may come back in a later one. Then the function must give
+            pruned parameters scores that mean something, and each round chooses from all parameters that were kept
+            before the first. Otherwise rounds leave nested masks.
 
     Returns:
         A decorator that hands the function back unchanged. The function gets a ScoringProblem and returns
         one score tensor a parameter, in the order and the shapes of ``problem.parameters``; larger is kept.
 
     Raises:
-        TypeError: ``name`` is no string.
+        TypeError: ``name`` is no string, ``revives`` no bool.
         ValueError: ``name`` is taken.
 
     >>> @register("largest_last")
@@ -39,9 +46,13 @@ def register(name: str) -> Callable[[Pruner], Pruner]:
         raise TypeError(f"name: expected a string, got {name!r}")
     if name in _PRUNERS:
         raise ValueError(f"name: a pruner {name!r} is registered already")
+    if not isinstance(revives, bool):
+        raise TypeError(f"revives: expected a bool, got {revives!r}")
 
     def add(pruner: Pruner) -> Pruner:
         _PRUNERS[name] = pruner
+        if revives:
+            _REVIVING.add(name)
         return pruner
 
     return add
@@ -51,13 +62,14 @@ def unregister(name: str) -> None:
     """Forgets the pruner ``name``. Raises ValueError if there is none."""
     get(name)
     del _PRUNERS[name]
+    _REVIVING.discard(name)
 
 
 def names() -> list[str]:
-    """The registered pruners, the built-in ones first.
+    """The registered pruners: the paper's (``PAPER``), then the other built-in ones, then yours.
 
     >>> names()
-    ['random', 'magnitude', 'snip', 'grasp', 'synflow']
+    ['random', 'magnitude', 'snip', 'grasp', 'synflow', 'force', 'phew']
     """
     return list(_PRUNERS)
 
@@ -69,6 +81,12 @@ def get(name: str) -> Pruner:
     if name not in _PRUNERS:
         raise ValueError(f"name: expected a pruner out of {', '.join(_PRUNERS)}, got {name!r}")
     return _PRUNERS[name]
+
+
+def revives(name: str) -> bool:
+    """Whether the masks of pruner ``name`` are not nested from round to round."""
+    get(name)
+    return name in _REVIVING
 
 
 def run(name: str, problem: ScoringProblem) -> list[Tensor]:

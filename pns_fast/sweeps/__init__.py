@@ -18,6 +18,7 @@ _NAMES = {
     "expand": "grid",
     "figure": "figures",
     "histories": "store",
+    "load_plugins": "plugins",
     "panels": "summary",
     "read": "store",
     "run": "runner",

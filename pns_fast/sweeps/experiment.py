@@ -30,7 +30,8 @@ _MAX_BLOCK_BYTES, _MAX_BLOCK_BYTES_CUDA = 2**25, 2**29
 # Cells that agree in these go through the pipeline together; what is left is pruner, density and seed.
 _SHARED = (
     *("mode", "task", "depth", "width", "noise", "n_samples", "scheme", "assignment"),
-    *("epochs", "batch_size", "lr", "scope", "rounds", "round_epochs", "popup_epochs", "popup_lr"),
+    *("epochs", "batch_size", "lr", "scope", "rounds", "round_epochs"),
+    *("rewind", "rewind_epochs", "popup_epochs", "popup_lr"),
 )
 
 
@@ -245,6 +246,8 @@ def _multishot(cells: Sequence[Cell], mothers: Mothers, chunk: int, clock: Clock
                 batch_size=like.batch_size,
                 optimizer=training.Adam(lr=like.lr),
                 scope=like.scope,
+                rewind=like.rewind,
+                rewind_epochs=like.rewind_epochs,
                 seed=seeds,
             )
         strong = shots.strong_metric, shots.strong_loss

@@ -24,10 +24,12 @@ _STYLES = {
     "snip": ("#2ca02c", "^"),
     "grasp": ("#f28e1c", "D"),
     "synflow": ("#d62728", "v"),
+    "force": ("#00796b", "d"),
+    "phew": ("#8c564b", "H"),
     "edge-popup": ("#8250c4", "P"),
     "edge-popup-anneal": ("#c44fa5", "X"),
 }
-_FURTHER_STYLES = (("#17a2b8", "p"), ("#8c564b", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
+_FURTHER_STYLES = (("#17a2b8", "p"), ("#5c6bc0", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
 _TITLES = {"circle": "Circle", "relu": "ReLU", "helix": "Helix"}
 _LABELS = {
     "random": "Random",
@@ -35,6 +37,8 @@ _LABELS = {
     "snip": "SNIP",
     "grasp": "GraSP",
     "synflow": "SynFlow",
+    "force": "FORCE",
+    "phew": "PHEW",
     "edge-popup": "Edge-popup",
     "edge-popup-anneal": "Edge-popup, annealed",
 }

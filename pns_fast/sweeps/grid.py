@@ -27,7 +27,7 @@ _COMMON = {
 # The paper's settings. A setting that a mode does not know is None in its cells and no part of their keys.
 DEFAULTS = {
     "singleshot": {**_COMMON, "scope": "global", "rounds": 1},
-    "multishot": {**_COMMON, "scope": "global", "rounds": 10, "round_epochs": 5},
+    "multishot": {**_COMMON, "scope": "global", "rounds": 10, "round_epochs": 5, "rewind": "init", "rewind_epochs": 0},
     "edge-popup": {**_COMMON, "popup_epochs": 10, "popup_lr": 0.1},
 }
 
@@ -37,7 +37,8 @@ class Cell:
     """One network of a sweep: everything that its numbers depend on, and nothing else.
 
     ``rounds`` is the number of scorings (singleshot) or of {train, prune, rewind} (multishot). ``epochs`` are
-    those of the final training, ``round_epochs`` of each multishot round, ``popup_epochs`` of the scores.
+    those of the final training, ``round_epochs`` of each multishot round, ``popup_epochs`` of the scores. ``rewind``
+    and ``rewind_epochs`` are those of :func:`pns_fast.multishot`.
 
     Example:
         >>> cell = Cell("singleshot", "helix", 5, 100, 0.01, "snip", "0.1", 0.1, seed=3, epochs=10)
@@ -63,6 +64,8 @@ class Cell:
     scope: str | None = None
     rounds: int | None = None
     round_epochs: int | None = None
+    rewind: str | None = None
+    rewind_epochs: int | None = None
     popup_epochs: int | None = None
     popup_lr: float | None = None
 
@@ -109,7 +112,7 @@ def expand(
 
     Args:
         mode: "singleshot", "multishot" or "edge-popup".
-        tasks, pruners: names, or "all".
+        tasks, pruners: names, or "all". All pruners are the paper's five; any other registered one goes by its name.
         densities: fractions of parameters to keep, or "ticket" for that of the planted ticket.
         seeds: one network each; a seed decides mother network, data and batches.
         depths, widths, noises: architectures (depth counts input and output) and label noise.
@@ -138,7 +141,8 @@ def expand(
     for name, values, least in (("seeds", seeds, 0), ("depths", depths, 3), ("widths", widths, 1)):
         for value in values:
             _check_int(name, value, least)
-    tasks, pruners = _names("task", tasks, _task_names()), _names("pruner", pruners, _pruner_names(mode))
+    tasks = _names("task", tasks, _task_names())
+    pruners = _names("pruner", pruners, *_pruner_names(mode))
     cells = []
     for task, depth, width, noise in product(tasks, depths, widths, _once("noises", noises)):
         at_ticket = _ticket_density(task, depth, width, noise)
@@ -185,17 +189,19 @@ def _task_names() -> list[str]:
     return list(tasks.names())
 
 
-def _pruner_names(mode: str) -> list[str]:
+def _pruner_names(mode: str) -> tuple[list[str], Sequence[str]]:
+    """Those accepted, and those that "all" stands for."""
     if mode == "edge-popup":
-        return list(EDGE_POPUP_PRUNERS)
+        return list(EDGE_POPUP_PRUNERS), EDGE_POPUP_PRUNERS
     from .. import pruners
 
-    return list(pruners.names())
+    return pruners.names(), pruners.PAPER
 
 
-def _names(what: str, given: Sequence[str], known: list[str]) -> list[str]:
-    if "all" in given:
-        return known
+def _names(what: str, given: Sequence[str], known: list[str], of_all: Sequence[str] | None = None) -> list[str]:
+    """``given`` in order, "all" replaced by ``of_all``, which is all that is known if it is None."""
+    of_all = known if of_all is None else of_all
+    given = [name for g in given for name in (of_all if g == "all" else [g])]
     for name in given:
         if name not in known:
             raise ValueError(f"{what}: expected one of {', '.join([*known, 'all'])}, got {name!r}")
@@ -216,17 +222,23 @@ def _check_int(name: str, value: object, least: int) -> None:
 
 
 def _check_settings(settings: dict) -> None:
-    least = {"n_samples": 50, "epochs": 0, "batch_size": 1, "rounds": 1, "round_epochs": 0, "popup_epochs": 1}
+    from .. import pruners
+    from ..training.multishot import check_rewind
+
+    least = {"n_samples": 50, "epochs": 0, "batch_size": 1, "rounds": 1, "popup_epochs": 1}
+    least |= {"round_epochs": 0, "rewind_epochs": 0}
     for name, value in settings.items():
         if name in least:
             _check_int(name, value, least[name])
         if name in ("lr", "popup_lr") and not 0 < value < math.inf:
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
     choices = {
-        "scope": ("global", "layer"),
+        "scope": pruners.SCOPES,
         "assignment": ("greedy", "optimal"),
         "scheme": ("he_scaled", "uniform"),
     }
     for name, accepted in choices.items():
         if name in settings and settings[name] not in accepted:
             raise ValueError(f"{name}: expected one of {', '.join(accepted)}, got {settings[name]!r}")
+    if "rewind" in settings:
+        check_rewind(*(settings[name] for name in ("rewind", "rewind_epochs", "round_epochs")))

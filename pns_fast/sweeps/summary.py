@@ -12,7 +12,7 @@ from .grid import Cell
 _PANEL = ("task", "depth", "width", "noise")
 _ALONG = ("density_label", "density", "seed")
 _ORDER = ("circle", "relu", "helix", "random", "magnitude", "snip", "grasp", "synflow")
-_ORDER += ("edge-popup", "edge-popup-anneal")
+_ORDER += ("force", "phew", "edge-popup", "edge-popup-anneal")
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,8 @@ def test_mask_files(cuda, tmp_path):
 @pytest.mark.parametrize("pruner", pns.pruners.names())
 @pytest.mark.parametrize("build", [mlp, convnet])
 def test_prune_module_agrees_with_the_cpu(cuda, pruner, build):
+    if pruner == "phew" and build is convnet:
+        pytest.skip("PHEW walks over linear layers only")
     x = numbers(32, 20) if build is mlp else numbers(32, 1, 8, 8)
     y = torch.arange(32) % 5
     theirs = pns.prune_module(build(), pruner, 0.2, (x, y), F.cross_entropy)
@@ -148,7 +150,7 @@ def test_prune_module_agrees_with_the_cpu(cuda, pruner, build):
     assert sum(int(m.sum()) for m in ours.values()) == sum(int(m.sum()) for m in theirs.values())
     equal = torch.cat([(ours[n].cpu() == theirs[n]).flatten() for n in theirs]).double().mean()
     # convolutions may run in TF32, so their scores agree to three digits only
-    assert equal == 1 if pruner in ("random", "magnitude") else equal > (0.99 if build is mlp else 0.95)
+    assert equal == 1 if pruner in ("random", "magnitude", "phew") else equal > (0.99 if build is mlp else 0.95)
 
 
 def test_rounds_start_from_the_masks_given(cuda):

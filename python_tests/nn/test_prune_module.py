@@ -14,7 +14,8 @@ import pns_fast as pns
 from pns_fast.nn import finalize, get_masks, mask_model, prune_module, score_module
 from pns_fast.pruners.registry import register, unregister
 
-NAMES = ["random", "magnitude", "snip", "grasp", "synflow"]
+NAMES = ["random", "magnitude", "snip", "grasp", "synflow", "force", "phew"]
+ANY_MODULE = [name for name in NAMES if name != "phew"]
 WIDTHS = (2, 20, 13, 4)
 LOSSES = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
 
@@ -33,6 +34,7 @@ def flat(masks):
 OPTIONS = [
     {},
     {"scope": "layer"},
+    {"scope": "erk"},
     {"rounds": 3},
     {"rounds": 4, "schedule": "linear", "scope": "layer"},
 ]
@@ -118,7 +120,7 @@ def network_batch():
     return inputs, torch.arange(6) % 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANY_MODULE)
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_any_module(name, rounds):
     torch.manual_seed(0)
@@ -266,7 +268,7 @@ BAD = [
     ({"model": nn.LayerNorm(3)}, ValueError, "model: expected parameters to prune"),
     ({"model": nn.LazyLinear(3)}, ValueError, "model: weight has no shape yet"),
     ({"model": NAN_MODEL}, ValueError, r"snip: scores of .* are not finite"),
-    ({"pruner": "magnitud"}, ValueError, "random, magnitude, snip, grasp, synflow, got 'magnitud'"),
+    ({"pruner": "magnitud"}, ValueError, "random, magnitude, snip, grasp, synflow, force, phew, got 'magnitud'"),
     ({"density": 0}, ValueError, "density"),
     ({"density": math.nan}, ValueError, "density"),
     ({"batches": None}, ValueError, "batches, loss_fn: expected both"),
@@ -281,7 +283,7 @@ BAD = [
     ({"batches": [(X[:0], Y[:0])]}, ValueError, r"batches\[0\]"),
     ({"batches": [("x", Y)]}, ValueError, r"batches\[0\]"),
     ({"model": TOKENS, "pruner": "synflow", "batches": (Y, Y)}, TypeError, "batches: expected floating point"),
-    ({"scope": "channel"}, ValueError, "scope: expected one of global, layer, got 'channel'"),
+    ({"scope": "channel"}, ValueError, "scope: expected one of global, layer, erk, got 'channel'"),
     ({"schedule": "cosine"}, ValueError, "schedule"),
     ({"rounds": 0}, ValueError, "rounds"),
     ({"seed": -1}, ValueError, "seed"),

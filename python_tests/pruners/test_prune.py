@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from pns_fast import Masks, init_population
+from pns_fast import Masks, init_population, pruners
 from pns_fast.pruners import names, prune, register, round_density, score, threshold
 from pns_fast.pruners.registry import unregister
 
-NAMES = ["random", "magnitude", "snip", "grasp", "synflow"]
+PAPER = ["random", "magnitude", "snip", "grasp", "synflow"]
+NAMES = [*PAPER, "force", "phew"]
+NESTED = [*PAPER, "phew"]
 WIDTHS = (2, 20, 13, 4)
 P = 2 * 20 + 20 + 20 * 13 + 13 + 13 * 4 + 4
 N = 5
@@ -22,16 +24,17 @@ def make_batch(samples=40, n=N, loss="cross_entropy"):
     return x, y
 
 
-def test_names_in_the_papers_order():
+def test_the_papers_come_first():
     assert names() == NAMES
+    assert list(pruners.PAPER) == PAPER
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01, 1e-9])
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_exactly_the_count(name, density, scope):
     masks = prune(init_population(WIDTHS, n=N), name, density, make_batch(), scope=scope)
-    if scope == "global":
+    if scope != "layer":
         assert masks.kept().tolist() == [math.ceil(density * P - 1e-9)] * N
     else:
         for w, b in zip(masks.weights, masks.biases, strict=True):
@@ -72,7 +75,7 @@ def test_one_batch_for_all_is_the_same_batch_for_each(name):
     assert torch.equal(shared.flatten(), each.flatten())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NESTED)
 def test_rounds_are_score_and_threshold_in_turn(name):
     population, batch = init_population(WIDTHS, n=N), make_batch()
     masks = None
@@ -140,6 +143,8 @@ def test_a_new_pruner_is_one_function():
         assert all(flat[i][kept[i]].max() <= flat[i][~kept[i]].min() for i in range(N))
         with pytest.raises(ValueError, match="smallest"):
             register("smallest")
+        with pytest.raises(TypeError, match="revives: expected a bool, got 1"):
+            register("another", revives=1)
     finally:
         unregister("smallest")
     assert names() == NAMES
@@ -159,7 +164,7 @@ NAN_X = X.clone()
 NAN_X[0, 0, 0] = math.nan
 BAD = [
     ({"population": init_population(WIDTHS).module(0)}, TypeError, "population"),
-    ({"name": "magnitud"}, ValueError, "random, magnitude, snip, grasp, synflow, got 'magnitud'"),
+    ({"name": "magnitud"}, ValueError, "random, magnitude, snip, grasp, synflow, force, phew, got 'magnitud'"),
     ({"name": 3}, TypeError, "name"),
     ({"density": 0}, ValueError, "density"),
     ({"density": 1.5}, ValueError, "density"),
@@ -167,7 +172,7 @@ BAD = [
     ({"density": math.nan}, ValueError, "density"),
     ({"density": "0.1"}, TypeError, "density"),
     ({"density": True}, TypeError, "density"),
-    ({"scope": "local"}, ValueError, "scope: expected one of global, layer, got 'local'"),
+    ({"scope": "local"}, ValueError, "scope: expected one of global, layer, erk, got 'local'"),
     ({"schedule": "cosine"}, ValueError, "schedule: expected one of exponential, linear, got 'cosine'"),
     ({"loss": "nll"}, ValueError, "loss: expected one of cross_entropy, mse, got 'nll'"),
     ({"rounds": 0}, ValueError, "rounds"),

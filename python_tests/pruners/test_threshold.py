@@ -92,7 +92,7 @@ BAD = [
     ({"density": 0.0}, ValueError, "density"),
     ({"density": math.nan}, ValueError, "density"),
     ({"density": True}, TypeError, "density"),
-    ({"scope": "channel"}, ValueError, "global, layer"),
+    ({"scope": "channel"}, ValueError, "global, layer, erk"),
 ]
 
 

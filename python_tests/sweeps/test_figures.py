@@ -44,6 +44,8 @@ def test_every_pruner_has_its_own_colour_and_marker(record):
         "snip",
         "grasp",
         "synflow",
+        "force",
+        "phew",
         "edge-popup",
         "edge-popup-anneal",
         "new",

@@ -35,10 +35,16 @@ def test_figure_3_has_1875_cells():
     cells = expand("singleshot")
     assert len(cells) == len({c.key for c in cells}) == 3 * 5 * 5 * 25
     assert {c.task for c in cells} == {"circle", "relu", "helix"}
-    assert {c.pruner for c in cells} == set(pruners.names())
+    assert {c.pruner for c in cells} == set(pruners.PAPER) == {"random", "magnitude", "snip", "grasp", "synflow"}
     at_ticket = {c.task: c.density for c in cells if c.density_label == "ticket"}
     assert at_ticket == {"circle": 108 / 20_600, "relu": 4 / 20_200, "helix": 95 / 20_400}
     assert {(c.epochs, c.batch_size, c.lr, c.n_samples) for c in cells} == {(10, 32, 1e-3, 10_000)}
+
+
+def test_any_registered_pruner_goes_by_its_name():
+    cells = expand("singleshot", ["relu"], ["all", "phew", "snip"], [0.5], seeds=[0])
+    assert [c.pruner for c in cells] == [*pruners.PAPER, "phew"]
+    assert [c.pruner for c in expand("multishot", ["relu"], ["force"], [0.5], seeds=[0])] == ["force"]
 
 
 def test_all_edge_popup_pruners():
@@ -80,7 +86,12 @@ def test_modes_know_the_settings_of_their_cells():
         ({"n_samples": 20}, "n_samples: expected an integer of at least 50, got 20"),
         ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
         ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
-        ({"scope": "neuron"}, "scope: expected one of global, layer, got 'neuron'"),
+        ({"scope": "neuron"}, "scope: expected one of global, layer, erk, got 'neuron'"),
+        ({"rewind": "init"}, "settings: singleshot knows .*, got rewind"),
+        ({"mode": "multishot", "rewind": "theta"}, "rewind: expected one of init, weights, learning-rate, got 'theta'"),
+        ({"mode": "multishot", "rewind_epochs": -1}, "rewind_epochs: expected an integer of at least 0, got -1"),
+        ({"mode": "multishot", "rewind_epochs": 1}, "rewind_epochs: expected at most 0 for rewind 'init'"),
+        ({"mode": "multishot", "rewind": "weights", "rewind_epochs": 6}, "rewind_epochs: expected at most 5 .*, got 6"),
         ({"scheme": "glorot"}, "scheme: expected one of he_scaled, uniform, got 'glorot'"),
         ({"assignment": "best"}, "assignment: expected one of greedy, optimal, got 'best'"),
     ],

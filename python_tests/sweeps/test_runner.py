@@ -55,6 +55,15 @@ def broken_at_2(monkeypatch):
 MODES = {
     "singleshot": lambda seeds: single(("circle", "relu"), ("random", "snip"), ("ticket", 0.3), seeds),
     "singleshot in rounds": lambda seeds: single(pruner=("synflow",), densities=(0.1,), seeds=seeds, rounds=3),
+    "force in rounds": lambda seeds: single(pruner=("force", "phew"), densities=(0.1,), seeds=seeds, rounds=3),
+    "rewound multishot": lambda seeds: [
+        cell
+        for rewind, k in (("weights", 1), ("learning-rate", 0))
+        for cell in sweeps.expand(
+            *("multishot", ["circle"], ["snip", "force"], [0.3, 1], seeds),
+            **{"rounds": 2, "round_epochs": 1, "rewind": rewind, "rewind_epochs": k, "scope": "erk", **SMALL},
+        )
+    ],
     "multishot": lambda seeds: sweeps.expand(
         "multishot", ["helix"], ["magnitude", "grasp"], [0.3], seeds, rounds=2, round_epochs=1, **SMALL
     ),

@@ -127,6 +127,15 @@ def test_a_setting_tells_curves_of_a_pruner_apart(record):
         sweeps.panels(records, by="seed")
 
 
+def test_rewinds_tell_curves_apart(record):
+    kinds = (("init", 0), ("weights", 2), ("learning-rate", 0))
+    records = [record(mode="multishot", rewind=rewind, rewind_epochs=k) for rewind, k in kinds]
+    (panel,) = sweeps.panels(records, by="rewind")
+    assert list(panel.curves) == ["snip, rewind init", "snip, rewind learning-rate", "snip, rewind weights"]
+    with pytest.raises(ValueError, match=r"several values of rewind "):
+        sweeps.panels(records)
+
+
 def test_other_settings_for_another_pruner_or_seed_are_a_mixture_too(record):
     for other in ({"pruner": "random"}, {"seed": 1}):
         with pytest.raises(ValueError, match=r"several values of epochs \(10, 20\)"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pns_fast import Adam, Masks, init_population, multishot, prune, tasks, train
-from pns_fast.pruners import names, pruning_batch
+from pns_fast.pruners import names, pruning_batch, score, threshold
 from pns_fast.training.multishot import round_seeds
 
 WIDTHS = (2, 12, 9, 4)
@@ -26,8 +26,11 @@ def test_is_train_prune_reset_in_rounds(name):
     masks = Masks.full(population)
     for r in (1, 2, 3):
         trained = train(population, masks, data, 1, optimizer=Adam(lr=0.01), seed=round_seeds(6, N, r))
-        pruned = prune(trained.population, name, 0.05 ** (r / 3), batch, seed=6, masks=masks)
-        assert not (pruned.flatten() & ~masks.flatten()).any()
+        if name == "force":  # chooses from everything each time
+            pruned = threshold(score(trained.population, name, batch, masks=masks), None, WIDTHS, 0.05 ** (r / 3))
+        else:
+            pruned = prune(trained.population, name, 0.05 ** (r / 3), batch, seed=6, masks=masks)
+            assert not (pruned.flatten() & ~masks.flatten()).any()
         assert pruned.kept().tolist() == [math.ceil(0.05 ** (r / 3) * P - 1e-9)] * N
         masks = pruned
     found = multishot(population, name, 0.05, data, seed=6, **SHORT)
@@ -135,7 +138,7 @@ def test_regression():
     ("change", "error", "message"),
     [
         ({"population": None}, TypeError, "population"),
-        ({"pruner": "gem"}, ValueError, "random, magnitude, snip, grasp, synflow, got 'gem'"),
+        ({"pruner": "gem"}, ValueError, "random, magnitude, snip, grasp, synflow, force, phew, got 'gem'"),
         ({"density": 2}, ValueError, "density"),
         ({"density": [0.5, 0.5]}, ValueError, "density: expected one, or a list with one for each of 3 networks"),
         ({"pruner": ["snip", "snip", "gem"]}, ValueError, "got 'gem'"),
