@@ -79,6 +79,6 @@ class DaskExecutor:
         try:
             return future.result()
         except self._distributed.KilledWorker as error:
-            return Lost(task, f"Dask gave up after {error.allowed_failures + 1} workers, see their logs")
+            return Lost(task, f"Dask lost {error.allowed_failures + 1} of its workers with it, see their logs")
         except self._distributed.CancelledError as error:
             raise ConnectionError(f"scheduler {self._client.scheduler.address}: was lost ({error})") from error

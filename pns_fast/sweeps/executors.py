@@ -85,7 +85,7 @@ def results(executor: Executor, tasks: Iterable[Task]) -> Iterator[Result]:
             else:
                 suspects.append(answer.task)
         for suspect in suspects:
-            executor.submit(replace(suspect, retries=1))
+            executor.submit(suspect)
             for answer in executor.as_completed():
                 yield answer if isinstance(answer, Result) else _failed(answer)
     finally:

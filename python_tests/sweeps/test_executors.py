@@ -5,13 +5,14 @@ import json
 import multiprocessing
 import signal
 import sqlite3
+import sys
 
 import pytest
 import torch
+from sweeps.rows import rows
 
 from pns_fast import sweeps
 from pns_fast.sweeps import runner
-from sweeps.rows import rows
 
 SMALL = {"depths": [3], "widths": [32], "n_samples": 200, "epochs": 2}
 ALL = ("random", "magnitude", "snip", "grasp", "synflow")
@@ -99,17 +100,16 @@ def test_rows_are_those_of_the_serial_run_though_a_worker_is_killed(kind, tmp_pa
 @pytest.mark.parametrize(
     ("kind", "action", "message"),
     [
-        ("local", "os._exit(3)", "exited with code 3"),
         ("local", "os.kill(os.getpid(), signal.SIGSEGV)", "was killed by signal 11 (SIGSEGV)"),
-        ("dask", "os._exit(3)", "Dask gave up after 2 workers, see their logs"),
+        ("dask", "os._exit(3)", "Dask lost 1 of its workers with it, see their logs"),
     ],
 )
 def test_a_cell_that_kills_its_worker_fails_alone(kind, action, message, tmp_path, trap, open_executor):
-    cells = sweeps.expand("singleshot", ["relu"], ALL, [0.1, 0.5], range(6), **SMALL)
-    name = trap(2, action, f"crash_{kind}_{len(action)}")
-    executor = open_executor(kind, [name], **{"distributed.scheduler.allowed-failures": 1})
+    cells = sweeps.expand("singleshot", ["relu"], ALL, [0.1], range(12), **SMALL)
+    name = trap(2, action, f"crash_{kind}")
+    executor = open_executor(kind, [name], **{"distributed.scheduler.allowed-failures": 0})  # 3 takes a minute
     report = sweeps.run(cells, tmp_path / "x.db", executor=executor)
-    assert (report.n_ok, report.n_failed, report.n_left) == (58, 2, 0)
+    assert (report.n_ok, report.n_failed, report.n_left) == (59, 1, 0)
     failed = [r for r in sweeps.read(tmp_path / "x.db") if r["status"] == "failed"]
     assert {(r["pruner"], r["seed"]) for r in failed} == {("snip", 2)}
     expected = f"worker died each time this cell was tried, at last with nothing else to do: {message}"
@@ -147,9 +147,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_executor_goes_on(tmp_path, open_e
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("kind", ["local", "dask"])
-def test_a_module_that_workers_lack_is_told(kind, tmp_path, open_executor):
-    executor = open_executor(kind, ["no_such_module"])
+def test_a_module_that_workers_lack_is_told(tmp_path, open_executor):
+    executor = open_executor("local", ["no_such_module"])
     with pytest.raises(sweeps.WorkerError, match="worker: cannot import no_such_module"):
         sweeps.run(grid(range(1)), tmp_path / "x.db", executor=executor)
     assert sweeps.statuses(tmp_path / "x.db") == {}
@@ -184,7 +183,7 @@ def test_workers_compute_on_the_cpu(tmp_path, monkeypatch):
 
 
 def test_dask_is_optional(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r'pip install "pns_fast\[dask\]"'):
         sweeps.DaskExecutor("tcp://127.0.0.1:1")
 
@@ -192,7 +191,10 @@ def test_dask_is_optional(monkeypatch):
 def test_a_scheduler_that_does_not_answer():
     import dask
 
-    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}), pytest.raises(OSError, match="127.0.0.1:1"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+        pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
+    ):
         sweeps.DaskExecutor("tcp://127.0.0.1:1")
 
 
