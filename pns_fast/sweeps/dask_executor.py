@@ -45,7 +45,8 @@ class DaskExecutor:
 
     def close(self) -> None:
         """Leave the cluster, which goes on without us."""
-        self.cancel()
+        if self._client.status == "running":
+            self.cancel()
         self._client.close()
 
     @property

@@ -104,35 +104,28 @@ def test_rows_are_those_of_the_serial_run_though_a_worker_is_killed(kind, tmp_pa
         ("dask", "os._exit(3)", "Dask lost 1 of its workers with it, see their logs"),
     ],
 )
-def test_a_cell_that_kills_its_worker_fails_alone(kind, action, message, tmp_path, trap, open_executor):
+def test_a_cell_that_kills_its_worker_or_raises_fails_alone(kind, action, message, tmp_path, trap, open_executor):
     cells = sweeps.expand("singleshot", ["relu"], ALL, [0.1], range(12), **SMALL)
-    name = trap(2, action, f"crash_{kind}")
-    executor = open_executor(kind, [name], **{"distributed.scheduler.allowed-failures": 0})  # 3 takes a minute
+    raising = trap(1, "raise FloatingPointError('scores of seed 1')", f"raises_{kind}")
+    modules = [trap(2, action, f"crashes_{kind}"), raising]
+    executor = open_executor(kind, modules, **{"distributed.scheduler.allowed-failures": 0})  # 3 takes a minute
     report = sweeps.run(cells, tmp_path / "x.db", executor=executor)
-    assert (report.n_ok, report.n_failed, report.n_left) == (59, 1, 0)
-    failed = [r for r in sweeps.read(tmp_path / "x.db") if r["status"] == "failed"]
-    assert {(r["pruner"], r["seed"]) for r in failed} == {("snip", 2)}
+    assert (report.n_ok, report.n_failed, report.n_left) == (58, 2, 0)
+    errors = {(r["pruner"], r["seed"]): r["error"] for r in sweeps.read(tmp_path / "x.db") if r["status"] == "failed"}
+    assert set(errors) == {("snip", 1), ("snip", 2)}
+    assert errors["snip", 1].startswith("Traceback")
+    assert errors["snip", 1].endswith("FloatingPointError: scores of seed 1\n")
     expected = f"worker died each time this cell was tried, at last with nothing else to do: {message}"
-    assert {r["error"] for r in failed} == {expected}
-    good = [c for c in cells if (c.pruner, c.seed) != ("snip", 2)]
+    assert errors["snip", 2] == expected
+    good = [c for c in cells if (c.pruner, c.seed) not in errors]
     sweeps.run(good, tmp_path / "good.db")
     for table in ("metric", "history"):
         assert rows(tmp_path / "x.db")[table] == rows(tmp_path / "good.db")[table]
 
 
-def test_a_cell_that_raises_in_a_worker_fails_alone_with_its_traceback(tmp_path, trap, open_executor):
-    cells = sweeps.expand("singleshot", ["relu"], ALL, [0.1, 0.5], range(4), **SMALL)
-    name = trap(1, "raise FloatingPointError('scores of seed 1')", "raises")
-    report = sweeps.run(cells, tmp_path / "x.db", executor=open_executor("local", [name]))
-    assert (report.n_ok, report.n_failed) == (38, 2)
-    failed = [r for r in sweeps.read(tmp_path / "x.db") if r["status"] == "failed"]
-    assert {(r["pruner"], r["seed"]) for r in failed} == {("snip", 1)}
-    assert all(r["error"].startswith("Traceback") for r in failed)
-    assert all(r["error"].endswith("FloatingPointError: scores of seed 1\n") for r in failed)
-
-
-def test_ctrl_c_keeps_what_is_finished_and_the_executor_goes_on(tmp_path, open_executor):
-    executor = open_executor("local")
+@pytest.mark.parametrize("kind", ["local", "dask"])
+def test_ctrl_c_keeps_what_is_finished_and_the_executor_goes_on(kind, tmp_path, open_executor):
+    executor = open_executor(kind)
 
     def interrupt(report):
         if report.n_ok:
@@ -144,12 +137,13 @@ def test_ctrl_c_keeps_what_is_finished_and_the_executor_goes_on(tmp_path, open_e
     report = sweeps.run(grid(), tmp_path / "x.db", executor=executor)
     assert (report.interrupted, report.n_left) == (False, 0)
     executor.close()
-    assert multiprocessing.active_children() == []
+    if kind == "local":
+        assert multiprocessing.active_children() == []
 
 
-def test_a_module_that_workers_lack_is_told(tmp_path, open_executor):
-    executor = open_executor("local", ["no_such_module"])
-    with pytest.raises(sweeps.WorkerError, match="worker: cannot import no_such_module"):
+def test_a_module_that_workers_lack_is_told(tmp_path):
+    executor = sweeps.LocalExecutor(1, ["no_such_module"])
+    with executor, pytest.raises(sweeps.WorkerError, match="worker: cannot import no_such_module"):
         sweeps.run(grid(range(1)), tmp_path / "x.db", executor=executor)
     assert sweeps.statuses(tmp_path / "x.db") == {}
 
