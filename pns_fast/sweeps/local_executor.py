@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from .. import __version__
@@ -79,7 +80,7 @@ class LocalExecutor:
                 worker = self._workers[connection]
                 try:
                     answer = connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # its end is closed; OSError where it died in the middle of an answer
                     yield from self._bury(worker)
                     continue
                 if isinstance(answer, WorkerError):
@@ -152,6 +153,7 @@ class _Worker:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which a terminal sends to all: the driver decides what ends."""
+    resource_tracker.ensure_running()  # the first process would start it, and unblock the signal doing so
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -29,6 +29,17 @@ def set_off(population, name, batch, loss, seeds):
 pruners.score = set_off
 """
 
+# Once: die in the middle of sending the answer, of which the length says 256 bytes.
+HALF_AN_ANSWER = """
+        from multiprocessing.connection import Connection
+        def send(self, answer, marker={marker!r}, send=Connection.send):
+            if os.path.exists(marker): return send(self, answer)
+            open(marker, "w").close()
+            self._send(bytes([0, 0, 1, 0, 0]))
+            os._exit(1)
+        Connection.send = send
+"""
+
 
 def grid(seeds=range(4)):
     """Three modes, 48 cells a seed."""
@@ -84,11 +95,15 @@ def test_rows_are_those_of_the_serial_run_though_a_worker_is_killed(kind, tmp_pa
     marker = tmp_path / "killed"  # whoever makes it dies in the middle of a task, by SIGKILL
     action = f"os.close(os.open({str(marker)!r}, os.O_CREAT | os.O_EXCL)); os.kill(os.getpid(), signal.SIGKILL)"
     action = f"if not os.path.exists({str(marker)!r}): {action}"
-    executor = open_executor(kind, [trap(2, action, f"dies_once_{kind}")])
+    modules = [trap(2, action, f"dies_once_{kind}")]
+    if kind == "local":
+        modules.append(trap(3, HALF_AN_ANSWER.format(marker=str(tmp_path / "half")), "dies_answering"))
+    executor = open_executor(kind, modules)
     report = sweeps.run(grid(), tmp_path / "x.db", executor=executor)
     assert (report.n_ok, report.n_failed, report.interrupted) == (len(grid()), 0, False)
     assert rows(tmp_path / "x.db") == serial_rows
     assert marker.exists() == (kind != "serial")
+    assert (tmp_path / "half").exists() == (kind == "local")
     assert (report.executor, report.n_workers) == (kind, 1 if kind == "serial" else 2)
     phases = {name: s for name, s in report.seconds.items() if name not in ("total", "store")}
     assert set(phases) == {"data", "planting", "scoring", "training", "training, scoring"}
