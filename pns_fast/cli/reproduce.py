@@ -12,7 +12,7 @@ from .options import COMMON, UsageError
 from .running import (
     add_run_options,
     count_cells,
-    executor,
+    open_executor,
     own_shard,
     place,
     report_failures,
@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out.mkdir(parents=True, exist_ok=True)
     code = 0
-    with executor(args) as opened:
+    with open_executor(args) as executor:
         for name in names:
-            code = max(code, _reproduce(name, out, store, args, opened))
+            code = max(code, _reproduce(name, out, store, args, executor))
             if code == 130:
                 break
     return code
 
 
-def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, opened: Executor | None) -> int:
+def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, executor: Executor | None) -> int:
     from .. import sweeps
 
     figure = FIGURES[name]
@@ -71,7 +71,7 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, opene
         print(f"{name}  {figure.title}", flush=True)
     cells = own_shard(figure.cells(args.seeds, args.quick), args)
     asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device, "shard": args.shard}
-    report = run_cells(cells, store, args, name, asked, opened)
+    report = run_cells(cells, store, args, name, asked, executor)
     if report.interrupted:
         return 130
     records = sweeps.read(store, [c.key for c in cells])

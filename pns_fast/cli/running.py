@@ -35,7 +35,7 @@ def add_run_options(group) -> None:
 
 
 @contextmanager
-def executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+def open_executor(args: argparse.Namespace) -> Iterator[Executor | None]:
     """What ``--workers`` or ``--scheduler`` asks for; None: this process."""
     if args.workers is None and args.scheduler is None:
         yield None
@@ -46,9 +46,8 @@ def executor(args: argparse.Namespace) -> Iterator[Executor | None]:
         raise UsageError("argument --threads: a worker has one; leave it out with --workers or --scheduler")
     from .. import sweeps
 
-    opened = sweeps.DaskExecutor(args.scheduler) if args.scheduler else sweeps.LocalExecutor(args.workers)
-    with opened:
-        yield opened
+    with sweeps.DaskExecutor(args.scheduler) if args.scheduler else sweeps.LocalExecutor(args.workers) as executor:
+        yield executor
 
 
 def own_shard(cells: Sequence[Cell], args: argparse.Namespace) -> Sequence[Cell]:
@@ -81,7 +80,7 @@ def run_cells(
         args: with the attributes of :func:`add_run_options`.
         title: of the progress bar.
         asked: what to note in the store about this run.
-        executor: out of :func:`executor`.
+        executor: out of :func:`open_executor`.
     """
     from .. import sweeps
     from ..sweeps.progress import shown  # imports torch

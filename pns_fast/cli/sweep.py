@@ -12,7 +12,7 @@ from .options import COMMON, UsageError, check_outputs, comma_list, seeds, write
 from .running import (
     add_run_options,
     count_cells,
-    executor,
+    open_executor,
     own_shard,
     place,
     report_failures,
@@ -105,7 +105,18 @@ def _flag(name: str) -> str:
 def _options(args: argparse.Namespace) -> dict[str, str]:
     """Flag -> attribute of all that a config file may set."""
     names = ("task", "pruner", "density", "seeds", "first_seed", "depth", "width", "noise")
-    names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "device", "threads", "chunk")
+    names = (
+        *names,
+        *DEFAULTS[args.mode],
+        "store",
+        "figure",
+        "csv",
+        "device",
+        "threads",
+        "chunk",
+        "workers",
+        "scheduler",
+    )
     return {_flag(name): name for name in names}
 
 
@@ -142,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
         print(count_cells(cells, store))
         return 0
     asked = {"mode": args.mode, **options, "store": store, "shard": args.shard}
-    with executor(args) as opened:
-        report = run_cells(cells, store, args, args.mode, asked, opened)
+    with open_executor(args) as executor:
+        report = run_cells(cells, store, args, args.mode, asked, executor)
     if report.interrupted:
         return 130
     records = sweeps.read(store, [c.key for c in cells])

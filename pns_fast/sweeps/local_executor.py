@@ -99,11 +99,12 @@ class LocalExecutor:
             self._workers[worker.connection] = worker
         for worker in idle:
             if worker.is_ready and self._waiting:
-                try:
-                    worker.connection.send(self._waiting[0])
-                except OSError:
-                    continue  # it died idle, and wait() tells
                 worker.task = self._waiting.popleft()
+                try:
+                    worker.connection.send(worker.task)
+                except OSError:  # it died idle, and wait() tells
+                    self._waiting.appendleft(worker.task)
+                    worker.task = None
 
     def _bury(self, worker: _Worker) -> Iterator[Lost]:
         """Take away a process that died; its task waits again, or is lost."""

@@ -110,8 +110,8 @@ def run(
         pending = [c for c in cells if done.get(c.key) in (None, *redo)]
         n_failed_before = 0 if retry_failed else sum(done.get(c.key) == "failed" for c in cells)
         report = Report(len(cells), len(cells) - len(pending), n_failed_before, executor=executor.name)
-        by = {"executor": executor.name, "workers": executor.n_workers}
-        opened.begin_run(_versions(device), {"cells": len(cells), "pending": len(pending), **by, **(asked or {})})
+        noted = {"cells": len(cells), "pending": len(pending), "executor": executor.name, "workers": executor.n_workers}
+        opened.begin_run(_versions(device), {**(asked or {}), **noted})
         try:
             if progress:
                 progress(report)
