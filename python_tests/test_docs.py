@@ -1,10 +1,11 @@
-"""Every python example of the documentation runs, a page from top to bottom.
+"""Every python example of the documentation runs, a page from top to bottom; every command in it parses.
 
 ```python file=NAME is written to a file instead, and the commands of ```sh run are run.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -45,6 +46,19 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
                 assert (program, main(arguments)) == ("pns-fast", 0), command
             continue
         exec(compile("\n" * line + code, str(page), "exec"), scope)  # so that a traceback has the page's lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_parse(page, monkeypatch):
+    from pns_fast.cli import _parser
+
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    commands = re.findall(r"^pns-fast (.*)$", page.read_text().replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) >= {"clusters.md": 10}.get(page.name, 0)
+    for command in commands:
+        args = _parser().parse_args(shlex.split(os.path.expandvars(command), comments=True))
+        assert callable(args.run)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

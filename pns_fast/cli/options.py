@@ -64,6 +64,14 @@ def device_name(text: str) -> str:
     return text
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """``--shard``: "2/8" is the second of eight."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, such as 2/8, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def add_device(group) -> None:
     """The option ``--device``, to a parser or a group of its options."""
     text = "cpu, cuda, cuda:N, or auto: a GPU if there is one"

@@ -5,10 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..sweeps.paper import FIGURES
 from .options import COMMON, UsageError
-from .running import add_run_options, count_cells, place, report_failures, run_cells
+from .running import (
+    add_run_options,
+    count_cells,
+    open_executor,
+    own_shard,
+    place,
+    report_failures,
+    run_cells,
+    shard_suffix,
+)
+
+if TYPE_CHECKING:
+    from ..sweeps import Executor
 
 _ABOUT = (
     "Run the networks of figures of the paper and draw them. All share one store, so that a figure takes from it "
@@ -34,37 +47,40 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
     out = Path(args.out or ("paper-quick" if args.quick else "paper"))
-    store = args.store or str(out / "paper.db")
+    store = args.store or str(out / f"paper{shard_suffix(args)}.db")
     if args.dry_run:
         for name in names:
-            print(f"{name:6} {count_cells(FIGURES[name].cells(args.seeds, args.quick), store)}")
+            cells = own_shard(FIGURES[name].cells(args.seeds, args.quick), args)
+            print(f"{name:6} {count_cells(cells, store)}")
         return 0
     out.mkdir(parents=True, exist_ok=True)
     code = 0
-    for name in names:
-        code = max(code, _reproduce(name, out, store, args))
-        if code == 130:
-            return code
-    page = _compare(names, out, store, args)
-    if not args.quiet:
-        print(f"the paper's claims, measured: {page}")
+    with open_executor(args) as executor:
+        for name in names:
+            code = max(code, _reproduce(name, out, store, args, executor))
+            if code == 130:
+                return code
+    if args.shard is None:  # of a part nothing can be said
+        page = _compare(names, out, store, args)
+        if not args.quiet:
+            print(f"the paper's claims, measured: {page}")
     return code
 
 
-def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> int:
+def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, executor: Executor | None) -> int:
     from .. import sweeps
 
     figure = FIGURES[name]
     if not args.quiet:
         print(f"{name}  {figure.title}", flush=True)
-    cells = figure.cells(args.seeds, args.quick)
-    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device}
-    report = run_cells(cells, store, args, name, asked)
+    cells = own_shard(figure.cells(args.seeds, args.quick), args)
+    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device, "shard": args.shard}
+    report = run_cells(cells, store, args, name, asked, executor)
     if report.interrupted:
         return 130
     records = sweeps.read(store, [c.key for c in cells])
     begin = time.perf_counter()
-    files = figure.save(records, out / name)
+    files = [] if args.shard else figure.save(records, out / name)  # a figure of a part would show nothing
     if not args.quiet:
         from ..sweeps.table import print_closing, print_results
 

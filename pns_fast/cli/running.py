@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_device, set_threads
+from .options import UsageError, add_device, set_threads, shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from ..sweeps import Cell, Report
+    from ..sweeps import Cell, Executor, Report
 
 
 def add_run_options(group) -> None:
@@ -23,12 +24,58 @@ def add_run_options(group) -> None:
     group.add_argument(
         "--chunk", metavar="N", type=int, help="most networks in one native call; the mode's default if not given"
     )
+    group.add_argument("--workers", metavar="N", type=int, help="compute in N processes of one thread each")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="compute on the Dask cluster there, tcp://host:port")
+    group.add_argument(
+        "--shard", metavar="K/N", type=shard_of, help="only part K of N, from 1/N to N/N; see `sweep merge`"
+    )
     group.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
     group.add_argument("--dry-run", action="store_true", help="count the cells and stop")
     group.add_argument("--quiet", action="store_true", help="no progress, no tables")
 
 
-def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title: str, asked: dict) -> Report:
+@contextmanager
+def open_executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+    """What ``--workers`` or ``--scheduler`` asks for; None: this process."""
+    if args.workers is None and args.scheduler is None:
+        yield None
+        return
+    if args.workers is not None and args.scheduler is not None:
+        raise UsageError("argument --workers: those of --scheduler are used; give one of the two")
+    if args.threads is not None:
+        raise UsageError("argument --threads: a worker has one; leave it out with --workers or --scheduler")
+    from .. import sweeps
+
+    plugins = getattr(args, "plugin", None) or ()  # with absolute paths once they are loaded here
+    remote = (
+        sweeps.DaskExecutor(args.scheduler, plugins) if args.scheduler else sweeps.LocalExecutor(args.workers, plugins)
+    )
+    with remote as executor:
+        yield executor
+
+
+def own_shard(cells: Sequence[Cell], args: argparse.Namespace) -> Sequence[Cell]:
+    """The cells that ``--shard`` leaves."""
+    if args.shard is None:
+        return cells
+    from .. import sweeps
+
+    return sweeps.shard(cells, *args.shard)
+
+
+def shard_suffix(args: argparse.Namespace) -> str:
+    """For the names of stores: shards that run at once must not share one."""
+    return "" if args.shard is None else "-{}of{}".format(*args.shard)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: str,
+    args: argparse.Namespace,
+    title: str,
+    asked: dict,
+    executor: Executor | None = None,
+) -> Report:
     """Run what the store does not hold yet, with progress on stderr.
 
     Args:
@@ -37,6 +84,7 @@ def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title
         args: with the attributes of :func:`add_run_options`.
         title: of the progress bar.
         asked: what to note in the store about this run.
+        executor: out of :func:`open_executor`.
     """
     from .. import sweeps
     from ..sweeps.progress import shown  # imports torch
@@ -51,6 +99,7 @@ def run_cells(cells: Sequence[Cell], store: str, args: argparse.Namespace, title
             progress=progress,
             asked=asked,
             device=args.device,
+            executor=executor,
         )
     if report.interrupted:
         done = report.n_cells - report.n_left

@@ -7,8 +7,18 @@ import time
 
 from ..sweeps.config import read_options, write_options
 from ..sweeps.grid import DEFAULTS, MODES, density_label
+from . import stores
 from .options import COMMON, UsageError, check_outputs, comma_list, seeds, write_outputs
-from .running import add_run_options, count_cells, place, report_failures, run_cells
+from .running import (
+    add_run_options,
+    count_cells,
+    open_executor,
+    own_shard,
+    place,
+    report_failures,
+    run_cells,
+    shard_suffix,
+)
 
 _PAPER_SEEDS = {"singleshot": 25, "multishot": 10, "edge-popup": 10}
 
@@ -23,6 +33,7 @@ def add(commands) -> None:
     }
     for mode in MODES:
         _add_options(modes.add_parser(mode, help=about[mode], description=about[mode], **COMMON), mode)
+    stores.add(modes)
 
 
 def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
@@ -67,7 +78,8 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         )
 
     outputs = parser.add_argument_group("where to, and how")
-    outputs.add_argument("--store", default=f"pns-{mode}.db", metavar="FILE", help="SQLite; what it holds is skipped")
+    text = f"SQLite; what it holds is skipped; pns-{mode}.db if not given"
+    outputs.add_argument("--store", metavar="FILE", help=text)
     outputs.add_argument("--figure", metavar="FIG", help=".png, .pdf or .svg")
     outputs.add_argument("--csv", metavar="FILE", help="one row a network")
     outputs.add_argument("--config", metavar="TOML", help="take options from a file; flags win over it")
@@ -102,7 +114,7 @@ def _options(args: argparse.Namespace) -> dict[str, str]:
     """Flag -> attribute of all that a config file may set."""
     names = ("task", "pruner", "density", "seeds", "first_seed", "depth", "width", "noise")
     names += () if args.mode == "edge-popup" else ("plugin",)
-    names = (*names, *DEFAULTS[args.mode], "store", "figure", "csv", "device", "threads", "chunk")
+    names += (*DEFAULTS[args.mode], "store", "figure", "csv", "device", "threads", "chunk", "workers", "scheduler")
     return {_flag(name): name for name in names}
 
 
@@ -124,22 +136,28 @@ def run(args: argparse.Namespace) -> int:
         return 0
     begin = time.perf_counter()
     check_outputs(args.figure, args.csv)
+    if args.shard and (args.figure or args.csv):
+        raise UsageError("argument --shard: has a part of the networks only; `sweep merge` the stores, then `plot`")
+    store = args.store or f"pns-{args.mode}{shard_suffix(args)}.db"
     import torch  # noqa: F401  (seconds, named apart in the closing table)
 
     from .. import sweeps
 
     imported = time.perf_counter()
     if plugins := getattr(args, "plugin", None):
-        options["plugin"] = sweeps.load_plugins(plugins)
+        options["plugin"] = args.plugin = sweeps.load_plugins(plugins)
     grid = (args.task, args.pruner, args.density, seeds(args), args.depth, args.width, args.noise)
     cells = sweeps.expand(args.mode, *grid, **{name: getattr(args, name) for name in DEFAULTS[args.mode]})
+    cells = own_shard(cells, args)
     if args.dry_run:
-        print(count_cells(cells, args.store))
+        print(count_cells(cells, store))
         return 0
-    report = run_cells(cells, args.store, args, args.mode, {"mode": args.mode, **options})
+    asked = {"mode": args.mode, **options, "store": store, "shard": args.shard}
+    with open_executor(args) as executor:
+        report = run_cells(cells, store, args, args.mode, asked, executor)
     if report.interrupted:
         return 130
-    records = sweeps.read(args.store, [c.key for c in cells])
+    records = sweeps.read(store, [c.key for c in cells])
     swept = time.perf_counter()
     write_outputs(records, args.figure, args.csv)
     now = time.perf_counter()
@@ -148,6 +166,6 @@ def run(args: argparse.Namespace) -> int:
 
         print_results(records)
         besides = {"imports": imported - begin, "figure": now - swept}
-        places = {"device": place(args.device), "store": args.store, "figure": args.figure, "csv": args.csv}
+        places = {"device": place(args.device), "store": store, "figure": args.figure, "csv": args.csv}
         print_closing(report, records, besides, places)
     return report_failures(records)

@@ -25,6 +25,9 @@ from .grid import SCHEMA_VERSION, Cell
 
 _APPLICATION_ID = int.from_bytes(b"pnsf", "big")  # in the file's header: `file store.db` shows it
 
+# The tables of what came of a cell, besides cell itself. Their first column is its key.
+CELL_TABLES = ("metric", "history")
+
 _SCHEMA = f"""
 BEGIN;
 PRAGMA application_id = {_APPLICATION_ID};
@@ -157,6 +160,12 @@ class Store:
             self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?)", metrics)
             self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?)", histories)
 
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The database itself; what is done to it in the block is done together or not at all."""
+        with _readable_errors(self.path), self._db:
+            yield self._db
+
     def statuses(self) -> dict[str, str]:
         """Key of each stored cell -> "ok" or "failed"."""
         with _readable_errors(self.path):
@@ -165,7 +174,7 @@ class Store:
 
 def statuses(path: str | os.PathLike) -> dict[str, str]:
     """Key of each cell in the store at ``path`` -> "ok" or "failed"; a running sweep is not disturbed."""
-    with _reader(path) as db:
+    with reader(path) as db:
         return dict(db.execute("SELECT key, status FROM cell"))
 
 
@@ -182,7 +191,7 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
     Raises:
         StoreError, StoreAccessError: as for :class:`Store`.
     """
-    with _reader(path) as db:
+    with reader(path) as db:
         records = {
             key: {"key": key, "status": status, "error": error, **json.loads(params)}
             for key, params, status, error in db.execute("SELECT key, params, status, error FROM cell")
@@ -197,12 +206,32 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
 
 def histories(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
     """Key of each cell -> its curves: ``train_loss`` [epochs], ``test_loss`` and ``metric`` [epochs + 1]."""
-    with _reader(path) as db:
+    with reader(path) as db:
         return {key: json.loads(curves) for key, curves in db.execute("SELECT key, curves FROM history")}
 
 
+def runs(path: str | os.PathLike) -> list[dict]:
+    """The runs that wrote to the store, oldest first.
+
+    Returns:
+        ``id, started, finished, host, versions, asked, seconds`` of each (``finished`` and ``seconds`` are None of a
+        run that was killed or goes on) and ``n_cells``: how many of the stored cells are its.
+    """
+    names = ("id", "started", "finished", "host", "versions", "asked", "seconds")
+    with reader(path) as db:
+        n_cells = dict(db.execute("SELECT run, count(*) FROM cell GROUP BY run"))
+        rows = db.execute(f"SELECT {', '.join(names)} FROM run ORDER BY started, id").fetchall()
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    for run in found:
+        for name in ("versions", "asked", "seconds"):
+            run[name] = None if run[name] is None else json.loads(run[name])
+        run["n_cells"] = n_cells.get(run["id"], 0)
+    return found
+
+
 @contextmanager
-def _reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+def reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+    """A connection to the store at ``path`` that only reads."""
     path = Path(path)
     if not path.is_file():
         raise StoreAccessError(f"store {path}: no such file")

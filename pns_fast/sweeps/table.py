@@ -132,20 +132,24 @@ def print_closing(
     counts = f"{report.n_ok} new, {report.n_skipped} stored before, {n_failed} failed"
     if n_diverged := sum(diverged(r) for r in records):
         counts += f", [bold yellow]{n_diverged} diverged[/] (a loss or metric is not finite)"
+    seconds, by = dict(report.seconds), ""
+    if report.executor != "serial":
+        besides = {**besides, "store": seconds.pop("store", 0.0)}  # the driver's own, beside the workers'
+        by = f" by {report.n_workers} {'worker' if report.n_workers == 1 else 'workers'} ({report.executor})"
     table = Table.grid(padding=(0, 2))
     table.add_row("networks", f"{report.n_cells}: {counts}")
     around = ", ".join(f"{name} {s:.1f} s" for name, s in besides.items())
-    table.add_row("time", f"[bold]{report.seconds['total']:.1f} s[/] the sweep; besides {around}")
+    table.add_row("time", f"[bold]{seconds['total']:.1f} s[/] the sweep{by}; besides {around}")
     for name, path in places.items():
         if path:
             table.add_row(name, Text(path))  # a name may look like markup
     console = Console(highlight=False)
-    console.print(_split(report.seconds))
+    console.print(_split({**seconds, "total": seconds["total"] * report.n_workers}, bool(by)))
     console.print(table)
 
 
-def _split(seconds: dict[str, float]) -> Table:
-    """Where the sweep's time went: a column a phase, in seconds and percent."""
+def _split(seconds: dict[str, float], of_workers: bool) -> Table:
+    """Where the sweep's time went: a column a phase, in seconds and percent; those of several workers added up."""
     from rich import box
     from rich.table import Table
 
@@ -157,6 +161,6 @@ def _split(seconds: dict[str, float]) -> Table:
     table.add_column("sweep", no_wrap=True)
     for name in split:
         table.add_column(name, justify="right")
-    table.add_row("seconds", *(f"{s:.2f}" for s in split.values()))
+    table.add_row("worker seconds" if of_workers else "seconds", *(f"{s:.2f}" for s in split.values()))
     table.add_row("percent", *(f"{100 * s / total:.1f}" if total > 0 else "-" for s in split.values()))
     return table

@@ -113,3 +113,10 @@ def test_what_cannot_be_imported_is_one_line(here, capsys, plugin, message):
 def test_edge_popup_takes_no_plugins(capsys):
     assert main(["sweep", "edge-popup", *SMALL, "--plugin=mine.py"]) == 2
     assert "unrecognized arguments: --plugin=mine.py" in capsys.readouterr().err
+
+
+def test_workers_load_it_too(here):
+    (here / "mine.py").write_text(CODE.format(name="for-workers"))
+    command = ["sweep", "singleshot", "--plugin", "mine.py", "--pruner", "for-workers", "--workers", "1", *SMALL]
+    assert main([*command, "--store", "x.db"]) == 0
+    assert {r["status"] for r in sweeps.read("x.db")} == {"ok"}
