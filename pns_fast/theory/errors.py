@@ -80,7 +80,7 @@ def layer_terms(ticket: Ticket | Sequence[tuple[Tensor, Tensor]], eps: float, *,
         k = theta.count_nonzero(1).tolist()
         most_parameters = len(k) * max(*k, 1)
         log_error = math.log(eps) - math.log(n_layers) - math.log(most_parameters) / 2
-        # "spectral": W + dW has norm at most |W| + eps / L only if sqrt(m_l) eps_l, which |dW| may be, is at most eps / L
+        # |W + dW| <= |W| + eps / L, as the proof needs it, asks for sqrt(n_l k_max_l) eps_l <= eps / L beside
         factor = math.log1p(inputs[l]) + log_later
         log_error -= factor if norm == "max" else max(factor, 0.0)
         terms.append(LayerTerms(theta, tuple(k), inputs[l], norms[l], log_error))
@@ -95,9 +95,10 @@ def layer_errors(ticket: Ticket | Sequence[tuple[Tensor, Tensor]], eps: float, *
     the largest number of parameters of a neuron, a non-zero bias included. Parameters that are zero in the ticket are
     not part of it and stay zero.
 
-    With "max" ``|W|`` is the largest entry, as the paper prints it. That is no bound: n neurons that are added up add
-    up their errors, ``|W x|_2`` can be sqrt(n) times ``|W|_max |x|_2``. With "spectral" it is the largest singular value, and
-    eps_l is at most ``eps / (L sqrt(n_l k_max_l))``, which the proof assumes: then the lemma holds for every ticket.
+    With "max" ``|W|`` is the largest entry, as the paper prints it. Then the lemma does not hold for every ticket: n
+    neurons that are added up add up their errors, and ``|W x|_2`` may be sqrt(n) times ``|W|_max |x|_2``. With
+    "spectral" ``|W|`` is the largest singular value and eps_l at most ``eps / (L sqrt(n_l k_max_l))``, which the proof
+    takes for granted: then it does.
 
     Args:
         ticket: a Ticket, or (weight ``[n_l, n_{l-1}]``, bias ``[n_l]``) pairs.

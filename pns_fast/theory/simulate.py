@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .errors import layer_errors
 
 SCALINGS = ("network", "neuron")
 _N_INPUTS = 1000  # at which found approximations are compared with the ticket, and as many corners of the cube
-_MOST_PARAMETERS = 2**24  # drawn at a time
+_MOST_PARAMETERS = 2**22  # drawn at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Simulation:
             [-1, 1]^n_0; NaN where none was found.
     """
 
-    found: Tensor
+    found: Tensor = field(repr=False)
     probability: float
     standard_error: float
     bound: float
@@ -122,7 +122,7 @@ def simulate(
 
 def _inputs(n_inputs: int, seed: int) -> Tensor:
     """Uniform in the cube, then as many of its corners: float64 [2 n, n_inputs]."""
-    x = rng.generator((seed, 0), "data").uniform(-1, 1, (_N_INPUTS, n_inputs))
+    x = rng.generator(rng.network_keys(seed, 1)[0], "data").uniform(-1, 1, (_N_INPUTS, n_inputs))
     return torch.from_numpy(np.concatenate([x, np.sign(x)]))
 
 
