@@ -212,15 +212,17 @@ def _figure(evaluated: Evaluated) -> Figure:
 
     drawn = Figure(figsize=(5.6, 3.3), layout="constrained")
     ax = drawn.subplots()
-    eps_needed = {}
+    needed_by_eps = {}
     for factor, colour in zip(_CURVES, _COLOURS, strict=True):
         eps = factor * evaluated.eps
         arguments = (evaluated.ticket, evaluated.probability, eps, evaluated.init)
-        eps_needed[eps] = (theory.required_width(*arguments, **evaluated.options), colour)
+        needed_by_eps[eps] = (theory.required_width(*arguments, **evaluated.options), colour)
     # widths may be beyond floats, so the axis is that of their logarithms
-    low, high = math.log10(max(evaluated.ticket.widths[1:])), max(math.log10(n) for n, _ in eps_needed.values()) + 0.5
+    marked = [math.log10(n) for n in (*(n for n, _ in needed_by_eps.values()), *evaluated.widths)]
+    low, high = math.log10(max(evaluated.ticket.widths[1:])), max(marked)
+    high += max(0.3, 0.05 * (high - low))
     grid = [low + (high - low) * i / _POINTS for i in range(_POINTS + 1)]
-    for eps, (needed, colour) in eps_needed.items():
+    for eps, (needed, colour) in needed_by_eps.items():
         _curve(ax, evaluated, grid, eps, needed, colour)
     ax.axhline(evaluated.probability, color="black", linewidth=0.8, dashes=(4, 2.5), zorder=1)
     _found(ax, evaluated)
@@ -241,7 +243,7 @@ def _curve(ax: Axes, evaluated: Evaluated, grid: list[float], eps: float, needed
     bounds = [evaluated.bound(_power_of_ten(x), eps) for x in grid]
     ax.plot(grid, bounds, label=rf"$\epsilon$ = {eps:g}  ({shown(needed)})", **style)
     ax.plot(math.log10(needed), evaluated.probability, "o", color=colour, markersize=4.6, zorder=5)
-    if own and evaluated.needed_exact != evaluated.needed:
+    if own and evaluated.needed_exact not in (evaluated.needed, math.inf):
         exact = [evaluated.bound(_power_of_ten(x), eps, "exact") for x in grid]
         label = f"exact match probability  ({shown(evaluated.needed_exact)})"
         ax.plot(grid, exact, label=label, **style, linestyle=(0, (4, 1.5)))

@@ -19,7 +19,7 @@ from ..tasks import Ticket
 
 _GAP = 1e-9  # relative, between the bound and a value that is reached: there the search ends
 _MOST_ROUNDS = 200  # each halves every open box once
-_MOST_NUMBERS = 2**23  # of the affine functions of all open boxes: 64 MB; with more the bound is what it is by then
+_MOST_NUMBERS = 2**20  # slopes of all boxes looked at, a fraction of a second; after them the bound is what it is then
 
 Layer = tuple[np.ndarray, np.ndarray]  # weight [n, n_in], bias [n]
 
@@ -28,7 +28,7 @@ def largest_inputs(ticket: Ticket) -> list[float]:
     """Of each layer l = 1..L, ``sup |x^(l-1)|_1``: an upper bound up to rounding in float64.
 
     It is at most 1e-9 (relative) above the supremum for networks of few inputs; of many inputs, where the search
-    takes too much memory, it can be far above.
+    is cut short, it can be far above.
 
     >>> largest_inputs(Ticket([[[1.0], [-1.0]], [[1.0, 1.0]]], [[0.0, 0.5], [0.0]]))  # relu(x) + relu(0.5 - x)
     [1.0, 1.5]
@@ -39,7 +39,7 @@ def largest_inputs(ticket: Ticket) -> list[float]:
 
 def _supremum(layers: Sequence[Layer]) -> float:
     n_inputs = layers[0][0].shape[1]
-    most_boxes = max(1, _MOST_NUMBERS // (n_inputs * max(len(b) for _, b in layers)))
+    boxes_left = _MOST_NUMBERS // (n_inputs * max(len(b) for _, b in layers))
     center, radius = np.zeros((1, n_inputs)), np.ones((1, n_inputs))
     reached, settled = 0.0, 0.0  # the best value so far; the largest bound of boxes that are not looked at further
     for _ in range(_MOST_ROUNDS):
@@ -49,7 +49,8 @@ def _supremum(layers: Sequence[Layer]) -> float:
         settled = max(settled, float(upper[~is_open].max(initial=0.0)))
         if not is_open.any():
             return settled
-        if 2 * is_open.sum() > most_boxes:
+        boxes_left -= 2 * int(is_open.sum())
+        if boxes_left < 0:
             break
         center, radius = _halves(center[is_open], radius[is_open])
     return max(settled, float(upper[is_open].max()))

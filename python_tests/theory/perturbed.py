@@ -2,7 +2,7 @@
 
 import torch
 
-N_RANDOM = 6  # sign patterns drawn at random
+N_RANDOM = 4  # sign patterns drawn at random
 
 
 def forward(layers, x):
@@ -19,15 +19,16 @@ def inputs(n_inputs, generator, n=300):
 
 
 def sign_patterns(ticket, x, generator):
-    """A sign for every parameter: random, all plus, all minus, and those that move an output most at some input."""
+    """A sign for every parameter: all plus, all minus, random, and what moves an output most at some input."""
     layers = list(zip(ticket.weights, ticket.biases, strict=True))
     shapes = [p for layer in layers for p in layer]
     yield [torch.ones_like(p) for p in shapes]
     yield [-torch.ones_like(p) for p in shapes]
     for _ in range(N_RANDOM):
         yield [torch.randint(0, 2, p.shape, generator=generator).double() * 2 - 1 for p in shapes]
+    yield [2 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1 for p in shapes]  # not the most allowed
     leaves = [p.clone().requires_grad_() for p in shapes]
-    outputs = forward(list(zip(leaves[::2], leaves[1::2], strict=True)), x[::40])
+    outputs = forward(list(zip(leaves[::2], leaves[1::2], strict=True)), x[::100])
     for output in outputs.flatten():
         gradients = torch.autograd.grad(output, leaves, retain_graph=True)
         # at a dead neuron the gradient says nothing: there it is moved upwards
