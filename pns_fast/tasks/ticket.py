@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,7 +139,8 @@ def as_ticket(ticket: Ticket | Sequence[tuple[Tensor, Tensor]]) -> Ticket:
 def _float64(name: str, values: object, dim: int) -> Tensor:
     """``values`` as a float64 tensor of ``dim`` dimensions, finite."""
     try:
-        tensor = torch.as_tensor(values)
+        # lists through NumPy, in float64: torch would make float32 of them
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}") from error
     if tensor.dtype == torch.bool or tensor.is_complex():

@@ -98,13 +98,16 @@ def simulate(
     bounds = [existence_probability(ticket, widths, eps, init, match=m, **settings) for m in ("printed", "exact")]
     if scaling not in SCALINGS:
         raise ValueError(f"scaling: expected one of {', '.join(SCALINGS)}, got {scaling!r}")
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n: expected an int of at least 1, got {n!r}")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"n: expected an int, got {n!r}")
+    if n < 1:
+        raise ValueError(f"n: expected an int of at least 1, got {n}")
+    key = rng.network_keys(seed, 1)[0]
     scheme = "uniform" if init == "uniform" else "he_scaled"
     errors = layer_errors(ticket, eps, norm=norm)
     if output == "trained":
         errors[-1] = None
-    x = _inputs(ticket.widths[0], seed)
+    x = _inputs(ticket.widths[0], key)
     expected, found, largest = ticket.forward(x), [], math.nan
     n_at_once = max(1, _MOST_PARAMETERS // sum(i * o for i, o in itertools.pairwise(widths)))
     for first in range(0, n, n_at_once):
@@ -120,9 +123,9 @@ def simulate(
     return Simulation(found, p, math.sqrt(p * (1 - p) / n), *bounds, largest)
 
 
-def _inputs(n_inputs: int, seed: int) -> Tensor:
+def _inputs(n_inputs: int, key: tuple[int, int]) -> Tensor:
     """Uniform in the cube, then as many of its corners: float64 [2 n, n_inputs]."""
-    x = rng.generator(rng.network_keys(seed, 1)[0], "data").uniform(-1, 1, (_N_INPUTS, n_inputs))
+    x = rng.generator(key, "data").uniform(-1, 1, (_N_INPUTS, n_inputs))
     return torch.from_numpy(np.concatenate([x, np.sign(x)]))
 
 

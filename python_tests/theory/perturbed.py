@@ -26,7 +26,9 @@ def sign_patterns(ticket, x, generator):
     yield [-torch.ones_like(p) for p in shapes]
     for _ in range(N_RANDOM):
         yield [torch.randint(0, 2, p.shape, generator=generator).double() * 2 - 1 for p in shapes]
-    yield [2 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1 for p in shapes]  # not the most allowed
+    yield [
+        2 * torch.rand(p.shape, generator=generator, dtype=torch.float64) - 1 for p in shapes
+    ]  # not the most allowed
     leaves = [p.clone().requires_grad_() for p in shapes]
     outputs = forward(list(zip(leaves[::2], leaves[1::2], strict=True)), x[::100])
     for output in outputs.flatten():

@@ -1,5 +1,6 @@
 """Lemma 1: its numbers by hand, its suprema, and that outputs move by at most eps; where the printed form fails."""
 
+import itertools
 import math
 
 import numpy as np
@@ -26,7 +27,7 @@ def random_ticket(seed):
     widths = rng.integers(1, 7, rng.integers(2, 6))
     density = rng.choice([0.3, 1.0])
     layers = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(widths):
         w = rng.standard_normal((n_out, n_in)) * rng.choice([1e-3, 0.1, 1.0, 5.0])
         b = rng.standard_normal(n_out) * rng.choice([0.0, 1.0])
         layers.append((w * (rng.random(w.shape) < density), b))
@@ -90,19 +91,17 @@ def test_largest_inputs_of_many_inputs_is_a_bound_without_a_long_search():
     assert float(torch.relu(w @ x).sum()) <= bound <= float(w.abs().sum())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), eps=st.sampled_from([1e-3, 0.1, 1.0, 10.0]))
 def test_lemma_1_holds_for_every_ticket(seed, eps):
     ticket = random_ticket(seed)
     assert largest_move(ticket, layer_errors(ticket, eps, norm="spectral"), seed) <= eps
 
 
-@pytest.mark.parametrize("norm", ["max", "spectral"])
 @pytest.mark.parametrize(("task", "depth"), TICKETS)
-def test_lemma_1_holds_for_the_planted_tickets_as_printed_too(task, depth, norm):
+def test_lemma_1_holds_for_the_planted_tickets_as_printed_too(task, depth):
     ticket, eps = ticket_of(task, depth), 0.1
-    moved = largest_move(ticket, layer_errors(ticket, eps, norm=norm))
-    assert 0.03 * eps < moved <= eps  # and the perturbations are worth the name
+    assert 0.2 * eps < largest_move(ticket, layer_errors(ticket, eps)) <= eps  # the perturbations are worth the name
 
 
 @pytest.mark.parametrize("norm", ["max", "spectral"])
