@@ -291,7 +291,7 @@ def test_theory(here, capsys):
     argv = ["theory", "--task=relu", "--depth=3", "--eps=0.9", "--width=10,40", "--simulate=50", "--figure=t.pdf"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    for shown in ("relu ticket (1, 1, 1)", "width needed for probability 0.9: 14 in every layer", "1, 2", "±", "t.pdf"):
+    for shown in ("relu ticket (1, 1, 1)", "width needed for probability 0.9: 15 in every layer", "1, 2", "±", "t.pdf"):
         assert shown in out
     assert os.listdir(here) == ["t.pdf"]
     assert main(["theory", "--task=circle", "--norm=spectral", "--init=normal", "--output=trained"]) == 0

@@ -63,7 +63,7 @@ def existence_probability(
 
     >>> from pns_fast import tasks
     >>> round(existence_probability(tasks.get("relu").ticket(4), (1, 100, 100, 100), eps=0.3), 4)
-    0.9702
+    0.9701
     """
     ticket = as_ticket(ticket)
     widths = check_room(ticket, widths)
@@ -107,7 +107,7 @@ def required_width(
 
     >>> from pns_fast import tasks
     >>> required_width(tasks.get("relu").ticket(4), probability=0.9, eps=0.3)
-    75
+    73
     """
     ticket = as_ticket(ticket)
     probability = _check_probability(probability)
@@ -147,7 +147,7 @@ def layer_widths(
 
     >>> from pns_fast import tasks
     >>> layer_widths(tasks.get("relu").ticket(4), probability=0.9, eps=0.3)
-    [81, 73, 66]
+    [80, 73, 66]
     """
     ticket = as_ticket(ticket)
     probability = _check_probability(probability)

@@ -67,7 +67,7 @@ def layer_terms(ticket: Ticket | Sequence[tuple[Tensor, Tensor]], eps: float, *,
     >>> from pns_fast import tasks
     >>> terms = layer_terms(tasks.get("helix").ticket(3), eps=0.1)
     >>> terms[1].n_parameters, round(terms[1].largest_input, 6)
-    ((31, 31, 2), 30.0)
+    ((31, 31, 2), 15.517241)
     """
     ticket, eps = as_ticket(ticket), check_positive("eps", eps)
     if norm not in NORMS:
