@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-
-from pns_fast.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 
 
-def blocks(page, language="python"):
-    """(line, code) of each block that starts with ``` and the language."""
+def blocks(page):
+    """(line, code) of each block that starts with ```python."""
     text = page.read_text()
-    for found in re.finditer(rf"^```{language}[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for found in re.finditer(r"^```python[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         yield text.count("\n", 0, found.start(1)), found.group(1)
 
 
@@ -31,18 +28,6 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     scope = {}
     for line, code in blocks(page):
         exec(compile("\n" * line + code, str(page), "exec"), scope)  # so that a traceback has the page's lines
-
-
-def test_the_theory_page_prints_what_its_command_does(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "108")
-    page = ROOT / "docs" / "theory.md"
-    (_, command), (_, printed) = *blocks(page, "sh"), *blocks(page, "text")
-    assert main(shlex.split(command)[1:]) == 0
-    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    expected = printed.splitlines()
-    assert [line for line in shown if line] == [*(line for line in expected if line), "figure  theory.png"]
-    assert (tmp_path / "theory.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
