@@ -21,6 +21,7 @@ _MODULES = (
     "reference",
     "sweeps",
     "tasks",
+    "theory",
     "training",
 )
 _NAMES = {

@@ -166,6 +166,13 @@ def test_wrong_config(here, capsys, content, message):
         (["sweep", "singleshot", "--chunk=0"], "chunk: expected a positive integer or None, got 0"),
         (["sweep", "singleshot", "--device=gpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["reproduce", "fig3", "--device=cuda:"], "argument --device: expected auto, cpu, cuda or cuda:N"),
+        (["theory", "--task=spiral"], "name: expected one of circle, relu, helix, got 'spiral'"),
+        (["theory", "--task=circle", "--width=9"], "widths: expected 5 layers, 2 inputs and no layer narrower than"),
+        (["theory", "--eps=0"], "eps: expected a finite number > 0, got 0.0"),
+        (["theory", "--probability=1"], "probability: expected a number above 0 and below 1, got 1.0"),
+        (["theory", "--init=he"], "init: expected one of normal, uniform, he_scaled, got 'he'"),
+        (["theory", "--simulate=0"], "argument --simulate: expected at least 1, got 0"),
+        (["theory", "--figure=f.txt"], "figure: expected a file name ending in .png, .pdf, .svg, got 'f.txt'"),
         (["plant", "--device=tpu"], "argument --device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["sweep", "singleshot", "--epochs=x"], "argument --epochs: invalid int value: 'x'"),
         (
@@ -284,6 +291,20 @@ def test_plant_that_is_not_exact_fails(capsys, monkeypatch):
     monkeypatch.setattr(planted, "TOLERANCE", 0.0)
     assert main(["plant", "--task=helix"]) == 1
     assert "not exact" in capsys.readouterr().out
+
+
+def test_theory(here, capsys):
+    argv = ["theory", "--task=relu", "--depth=3", "--eps=0.9", "--width=10,40", "--simulate=50", "--figure=t.pdf"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    for shown in ("relu ticket (1, 1, 1)", "width needed for probability 0.9: 15 in every layer", "1, 2", "±", "t.pdf"):
+        assert shown in out
+    assert os.listdir(here) == ["t.pdf"]
+    assert main(["theory", "--task=circle", "--norm=spectral", "--init=normal", "--output=trained"]) == 0
+    out = capsys.readouterr().out
+    assert "largest singular value" in out
+    assert "the last one trained" in out
+    assert "±" not in out
 
 
 def test_info(capsys):

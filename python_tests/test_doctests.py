@@ -41,7 +41,7 @@ def test_docstring_example(test, tmp_path, monkeypatch):
 
 
 def public_functions():
-    for name in ("ops", "networks", "tasks", "planting", "pruners", "training", "nn"):
+    for name in ("ops", "networks", "tasks", "planting", "pruners", "training", "nn", "theory"):
         package = getattr(pns, name)
         for exported in package.__all__:
             value = getattr(package, exported)

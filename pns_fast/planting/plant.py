@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..networks import Masks, Population
 from ..tasks import Ticket
+from ..tasks.ticket import as_ticket
 from .match import match_greedy, match_optimal, match_outputs
 
 RULES = ("paper",)
@@ -79,7 +80,7 @@ def plant(
     >>> sum(w[0].sum() for w in planted.masks.weights)
     tensor(108)
     """
-    ticket = _as_ticket(ticket)
+    ticket = as_ticket(ticket)
     if not isinstance(population, Population):
         raise TypeError(f"population: expected a Population, got {type(population).__name__}")
     if rule not in RULES:
@@ -88,17 +89,6 @@ def plant(
         raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     ticket.check_fits(population.widths)
     return _plant(ticket, population, ASSIGNMENTS[assignment])
-
-
-def _as_ticket(ticket: Ticket | Sequence[tuple[Tensor, Tensor]]) -> Ticket:
-    if isinstance(ticket, Ticket):
-        return ticket
-    if isinstance(ticket, (str, Tensor)) or not isinstance(ticket, Sequence):
-        raise TypeError(f"ticket: expected a Ticket or a list of (weight, bias) pairs, got {type(ticket).__name__}")
-    for l, pair in enumerate(ticket):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"ticket[{l}]: expected a (weight, bias) pair, got {type(pair).__name__}")
-    return Ticket([weight for weight, _ in ticket], [bias for _, bias in ticket])
 
 
 def _plant(ticket: Ticket, mother: Population, match_hidden) -> Planted:
@@ -119,7 +109,7 @@ def _plant(ticket: Ticket, mother: Population, match_hidden) -> Planted:
         theta = torch.cat([w * lambda_old[:, None, :], b[:, None].expand(n, -1, 1)], dim=2)
         support = torch.cat([w, b[:, None]], dim=1) != 0
         match = match_outputs if l == len(ticket.weights) - 1 else match_hidden
-        found = match(theta, support, _candidates(weights[l], biases[l], previous))
+        found = match(theta, support, candidates(weights[l], biases[l], previous))
         _write(theta / found.scale[..., None], support, found.index, previous, weights[l], biases[l])
         _write(support.expand_as(theta), support, found.index, previous, kept_weights[l], kept_biases[l])
         previous, lambda_old = found.index, found.scale
@@ -128,7 +118,7 @@ def _plant(ticket: Ticket, mother: Population, match_hidden) -> Planted:
     return Planted(Population(weights, biases), Masks(kept_weights, kept_biases), lambda_old, neurons, fallbacks)
 
 
-def _candidates(weights: Tensor, biases: Tensor, previous: Tensor) -> Tensor:
+def candidates(weights: Tensor, biases: Tensor, previous: Tensor) -> Tensor:
     """Every neuron's parameters at the matched inputs, the bias last: float64 [N, C, I + 1]."""
     columns = previous.clamp(min=0)[:, None, :].expand(-1, weights.shape[1], -1)
     return torch.cat([weights.gather(2, columns), biases[..., None]], dim=2).double()

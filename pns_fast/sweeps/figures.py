@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,11 +83,16 @@ def save_figure(
         ValueError: another suffix, or records that :func:`figure` refuses.
         OSError: ``path`` cannot be written.
     """
+    save(lambda: figure(records, by, show), path)
+
+
+def save(draw: Callable[[], Figure], path: str | os.PathLike) -> None:
+    """Write what ``draw`` returns, drawn in the style of all figures; see :func:`save_figure`."""
     check_path(path)
     import matplotlib
 
     with matplotlib.rc_context(_RC):
-        drawn = figure(records, by, show)
+        drawn = draw()
         part = Path(f"{path}.part")  # a figure that is there stays whole until the new one is
         drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
     os.replace(part, path)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,10 +120,27 @@ class Ticket:
         return h.to(x.dtype)
 
 
+def as_ticket(ticket: Ticket | Sequence[tuple[Tensor, Tensor]]) -> Ticket:
+    """A Ticket as it is, a list of (weight, bias) as one.
+
+    Raises:
+        TypeError, ValueError: neither, or layers that do not fit together.
+    """
+    if isinstance(ticket, Ticket):
+        return ticket
+    if isinstance(ticket, (str, Tensor)) or not isinstance(ticket, Sequence):
+        raise TypeError(f"ticket: expected a Ticket or a list of (weight, bias) pairs, got {type(ticket).__name__}")
+    for l, pair in enumerate(ticket):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"ticket[{l}]: expected a (weight, bias) pair, got {type(pair).__name__}")
+    return Ticket([weight for weight, _ in ticket], [bias for _, bias in ticket])
+
+
 def _float64(name: str, values: object, dim: int) -> Tensor:
     """``values`` as a float64 tensor of ``dim`` dimensions, finite."""
     try:
-        tensor = torch.as_tensor(values)
+        # lists through NumPy, in float64: torch would make float32 of them
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}") from error
     if tensor.dtype == torch.bool or tensor.is_complex():

@@ -29,6 +29,11 @@ def test_kept_weights(name, depth):
     assert all(p.dtype == torch.float64 for p in (*ticket.weights, *ticket.biases))
 
 
+def test_lists_are_read_in_float64():
+    ticket = pns.Ticket([[[0.1]]], [[0.2]])
+    assert (ticket.weights[0].item(), ticket.biases[0].item()) == (0.1, 0.2)
+
+
 def test_densities():
     circle, relu, helix = (pns.tasks.get(name) for name in ("circle", "relu", "helix"))
     assert circle.widths(5, 100) == (2, 100, 100, 100, 4)
