@@ -55,7 +55,8 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> in
     if not args.quiet:
         print(f"{name}  {figure.title}", flush=True)
     cells = figure.cells(args.seeds, args.quick)
-    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device}
+    options = ("quick", "seeds", "out", "store", "device", "threads", "chunk")
+    asked = {"reproduce": name} | {option: getattr(args, option) for option in options}
     report = run_cells(cells, store, args, name, asked)
     if report.interrupted:
         return 130
@@ -66,7 +67,9 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace) -> in
         from ..sweeps.table import print_closing, print_results
 
         print_results(records, figure.by)
-        places = {"device": place(args.device), "store": store} | {file.suffix[1:]: str(file) for file in files}
+        places = {"device": place(args.device), "store": store} | {
+            f"{file.stem.removeprefix(name).lstrip('-')} {file.suffix[1:]}".strip(): str(file) for file in files
+        }
         print_closing(report, records, {"figure": time.perf_counter() - begin}, places)
     return report_failures(records)
 

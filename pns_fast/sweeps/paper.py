@@ -13,6 +13,7 @@ _DENSITIES = ("ticket", 0.01, 0.1, 0.5, 1.0)
 # What --quick puts in the place of the paper's settings: every figure in seconds, none of it to be trusted.
 _QUICK = {"n_samples": 500, "epochs": 2, "round_epochs": 1, "popup_epochs": 2}
 _QUICK_SEEDS, _QUICK_ROUNDS, _QUICK_WIDTH = 2, 3, 100
+_SHOWN = ("", "-recovery", "-layers")  # what a figure's files are called after its name
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class PaperFigure:
         return [cell for grid in self.grids for cell in grid.cells(n_seeds, quick)]
 
     def save(self, records: Sequence[dict], path: Path) -> list[Path]:
-        """Write the figure as ``path``.png and .pdf and its networks as .csv.
+        """Write the figure as ``path``.png and .pdf, its networks as .csv, and how much of the ticket they found as
+        ``path``-recovery and ``path``-layers, .png and .pdf.
 
         Args:
             records: the cells as :func:`pns_fast.sweeps.read` gives them.
@@ -81,13 +83,17 @@ class PaperFigure:
         """
         from .figures import save_figure
         from .table import write_csv
+        from .truth_figures import save_layers_figure, save_recovery_figure
 
-        files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv")]
-        if not any(r["status"] == "ok" for r in records):
-            files = files[2:]
-        for file in files[:-1]:
-            save_figure(records, file, self.by, self.show)
-        write_csv(records, files[-1])
+        files = [path.with_suffix(".csv")]
+        write_csv(records, files[0])
+        if any(r["status"] == "ok" for r in records):
+            for suffix in (".png", ".pdf"):
+                performance, recovery, layers = (path.with_name(f"{path.name}{s}{suffix}") for s in _SHOWN)
+                save_figure(records, performance, self.by, self.show)
+                save_recovery_figure(records, recovery, self.by)
+                save_layers_figure(records, layers, self.by)
+                files += [performance, recovery, layers]
         return files
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from .grid import Cell
+
+if TYPE_CHECKING:
+    from ..tasks import Ticket
 
 # What a panel, a curve and a point on it stand for. All other parameters must agree within a panel.
 _PANEL = ("task", "depth", "width", "noise")
@@ -41,10 +46,27 @@ class Point:
     n_collapsed: int
     strong: Spread
     weak: Spread
+    strong_gap: Spread  # how much worse than the ticket
+    weak_gap: Spread
+    effective_density: Spread
+    precision: Spread  # of the planted parameters among the kept ones
+    recall: Spread
+    f1: Spread
+    layer_density: tuple[Spread, ...]  # of the weights, by layer
+    layer_recall: tuple[Spread, ...]
+    n_empty: tuple[int, ...]  # by layer: networks that keep none of its weights
 
     @property
     def mostly_collapsed(self) -> bool:
         return self.n_collapsed > self.n / 2
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The ticket's share of the mother network."""
+
+    density: float  # of weights and biases: the precision to expect of a random mask
+    layer_density: tuple[float, ...]  # of the weights, by layer
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,7 @@ class Panel:
     n_seeds: int
     ticket_density: float
     ticket: Spread
+    planted: Planted
     curves: dict[str, list[Point]]
 
     @property
@@ -103,7 +126,9 @@ def diverged(record: dict) -> bool:
 def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
     from .. import tasks
 
-    is_accuracy = tasks.get(key[0]).metric_name == "accuracy"
+    name, depth, width, noise = key
+    task = tasks.get(name, noise=noise)
+    is_accuracy = task.metric_name == "accuracy"
     by_seed = {r["seed"]: r["ticket_metric"] for r in records}  # the ticket's test split depends on the seed only
     curves = {}
     found = _grouped(records, "pruner", *_by(by))
@@ -112,10 +137,21 @@ def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
         points = [_point(r) for r in _grouped(group, "density_label").values()]
         curves[_curve_name(curve, by)] = sorted(points, key=lambda p: p.density)
     ticket = Spread.of(by_seed.values())
-    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves)
+    planted = _planted(task.ticket(depth), task.widths(depth, width))
+    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, planted, curves)
+
+
+def _planted(ticket: Ticket, widths: Sequence[int]) -> Planted:
+    weights = [int(w.count_nonzero()) for w in ticket.weights]
+    n_weights = [n_in * n_out for n_in, n_out in itertools.pairwise(widths)]
+    n_biases = sum(int(b.count_nonzero()) for b in ticket.biases)
+    density = (sum(weights) + n_biases) / (sum(n_weights) + sum(widths[1:]))
+    return Planted(density, tuple(kept / n for kept, n in zip(weights, n_weights, strict=True)))
 
 
 def _point(records: list[dict]) -> Point:
+    names = ("strong_gap", "weak_gap", "effective_density", "precision", "recall", "f1")
+    by_layer = {name: list(zip(*(r[name] for r in records), strict=True)) for name in ("layer_density", "layer_recall")}
     return Point(
         records[0]["density_label"],
         records[0]["density"],
@@ -123,6 +159,9 @@ def _point(records: list[dict]) -> Point:
         sum(int(r["collapsed"]) for r in records),
         Spread.of(r["strong_metric"] for r in records),
         Spread.of(r["weak_metric"] for r in records),
+        **{name: Spread.of(r[name] for r in records) for name in names},
+        **{name: tuple(Spread.of(layer) for layer in layers) for name, layers in by_layer.items()},
+        n_empty=tuple(layer.count(0) for layer in by_layer["layer_density"]),
     )
 
 

@@ -76,7 +76,7 @@ def test_meta_and_run_are_noted(store, path):
         meta = dict(db.execute("SELECT name, value FROM meta"))
         runs = db.execute("SELECT versions, seconds FROM run").fetchall()
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
-    assert meta["schema_version"] == "1"
+    assert meta["schema_version"] == "2"
     assert set(meta) == {"schema_version", "pns_fast", "created"}
     assert runs == [('{"pns_fast": "0"}', '{"training": 1.5}')]
     assert mode in ("wal", "delete")
@@ -104,7 +104,7 @@ def test_store_of_another_version_is_refused_and_not_touched(path, use):
         db.execute("UPDATE meta SET value = '99' WHERE name = 'schema_version'")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"schema version 99, this pns_fast .* reads version 1"):
+    with pytest.raises(StoreError, match=r"schema version 99, this pns_fast .* reads version 2"):
         use(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["results.db"]

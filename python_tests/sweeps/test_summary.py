@@ -17,39 +17,6 @@ HEADER = (
 )
 
 
-def record(**changes):
-    cell = {
-        **{"mode": "singleshot", "task": "circle", "depth": 5, "width": 100, "noise": 0.01, "pruner": "snip"},
-        **{"density_label": "0.1", "density": 0.1, "seed": 0, "epochs": 10, "status": "ok", "error": None},
-        **{"strong_metric": 0.25, "weak_metric": 0.95, "strong_loss": 1.4, "weak_loss": 0.1, "kept": 2091.0},
-        **{
-            "effective_density": 0.1,
-            "collapsed": 0.0,
-            "precision": 0.01,
-            "recall": 0.2,
-            "ticket_metric": 0.98,
-        },
-        **{"ticket_density": 108 / 20_600, "key": "k"},
-    }
-    return {**cell, **changes}
-
-
-GRID = [
-    record(
-        task=task,
-        pruner=pruner,
-        density_label=label,
-        density=density,
-        seed=seed,
-        weak_metric=weak + seed / 10,
-    )
-    for task, weak in (("helix", 0.001), ("circle", 0.7))
-    for pruner in ("synflow", "random")
-    for label, density in (("1", 1.0), ("ticket", 0.005), ("0.1", 0.1))
-    for seed in range(3)
-]
-
-
 def test_panels_are_in_the_papers_order(grid):
     panels = sweeps.panels(grid)
     assert [(p.task, p.is_accuracy, p.n_seeds) for p in panels] == [("circle", True, 3), ("helix", False, 3)]
