@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class Markup(str):
@@ -39,11 +39,17 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
     return Markup(f"<{name}{shown}>" if name == "img" else f"<{name}{shown}>{joined(children)}</{name}>")
 
 
-def table(header: Iterable[object], rows: Iterable[Iterable[object]], **attributes: object) -> Markup:
-    """A table in a box that scrolls sideways; a cell that is no ``<td>`` yet becomes one."""
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header)))
-    body = tag("tbody", *(joined(["\n", tag("tr", *map(_cell, row))]) for row in rows))
-    return tag("div", tag("table", head, body, **attributes), class_="scroll")
+def table(header: Sequence[str], rows: Iterable[Iterable[object]], **attributes: object) -> Markup:
+    """A table in a box that scrolls sideways; content that is no ``<td>`` yet becomes one.
+
+    A cell with ``data-v`` holds a number; columns that begin with one are aligned to the right, their headers too.
+    """
+    rows = [[_cell(content) for content in row] for row in rows]
+    first = rows[0] if rows else [""] * len(header)
+    kinds = ["number" if cell.startswith("<td data-v=") else None for cell in first]
+    head = tag("tr", *(tag("th", name, scope="col", class_=k) for name, k in zip(header, kinds, strict=True)))
+    body = tag("tbody", *(joined(["\n", tag("tr", *row)]) for row in rows))
+    return tag("div", tag("table", tag("thead", head), body, **attributes), class_="scroll")
 
 
 def _cell(content: object) -> Markup:

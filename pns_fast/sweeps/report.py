@@ -22,7 +22,7 @@ from .grid import DEFAULTS, MODES, Cell
 from .markup import Markup, escaped, joined, table, tag
 from .rerun import command, shell
 from .store import read, runs
-from .summary import Panel, Point, Spread, diverged, panels
+from .summary import Panel, Point, Spread, diverged, panels, rank
 from .table import phases
 from .truth_figures import layers_figure, recovery_figure
 
@@ -166,8 +166,9 @@ def _section_title(settings: dict) -> str:
 
 
 def _section_body(section: _Section) -> Markup:
+    mode = section.settings["mode"]
     counted = f"{len(section.records):,} networks. "
-    settings = ", ".join(f"{name} {value}" for name, value in section.settings.items())
+    settings = ", ".join(f"{name} {value}" for name, value in section.settings.items() if name in DEFAULTS[mode])
     return joined(
         [
             tag("p", counted, settings, class_="soft"),
@@ -192,10 +193,10 @@ def _numbers(sections: Sequence[_Section]) -> Markup:
         for point in points
     ]
     about = (
-        "Means over n networks, small their range. A gap is how much worse than the planted ticket on the same test "
-        "split, in percentage points of accuracy or in units of the error. Click on a header to sort."
+        "Means over n networks, small their range; accuracy in %, rescaled mean squared errors in units of 1e-4. A gap "
+        "is how much worse than the planted ticket on the same test split. Click on a header to sort."
     )
-    return joined([tag("p", about, class_="soft"), table(_COLUMNS, rows, class_="sortable")])
+    return joined([tag("p", about, class_="soft"), tag("div", table(_COLUMNS, rows, class_="sortable"), class_="wide")])
 
 
 def _row(panel: Panel, pruner: str, point: Point) -> list[object]:
@@ -208,13 +209,13 @@ def _row(panel: Panel, pruner: str, point: Point) -> list[object]:
         _number(point.density, density),
         _number(point.n, str(point.n)),
         _number(point.n_collapsed, str(point.n_collapsed)),
-        "accuracy, %" if panel.is_accuracy else "MSE, rescaled",
-        _spread(panel.ticket, metric),
-        _spread(point.strong, metric),
-        _spread(point.strong_gap, metric, with_range=False),
-        _spread(point.weak, metric),
-        _spread(point.weak_gap, metric, with_range=False),
-        *(_spread(s, _short) for s in (point.effective_density, point.precision, point.recall, point.f1)),
+        "accuracy, %" if panel.is_accuracy else "MSE, 1e-4",
+        _mean(panel.ticket, metric),
+        _mean(point.strong, metric, with_range=True),
+        _mean(point.strong_gap, metric),
+        _mean(point.weak, metric, with_range=True),
+        _mean(point.weak_gap, metric),
+        *(_mean(s, _short) for s in (point.effective_density, point.precision, point.recall, point.f1)),
     ]
 
 
@@ -223,11 +224,11 @@ def _number(value: float, text: str, *more: object) -> Markup:
     return tag("td", text, *more, data_v="" if math.isnan(value) else repr(value))
 
 
-def _spread(spread: Spread, shown: Callable[[float], str], with_range: bool = True) -> Markup:
+def _mean(spread: Spread, shown: Callable[[float], str], with_range: bool = False) -> Markup:
     if math.isnan(spread.mean):
         return _number(math.nan, "–")
-    between = [tag("small", f"{shown(spread.low)} to {shown(spread.high)}")] if with_range else []
-    return _number(spread.mean, shown(spread.mean), *between)
+    ends = [tag("small", f"{shown(spread.low)}–{shown(spread.high)}")] if with_range else []
+    return _number(spread.mean, shown(spread.mean), *ends)
 
 
 def _percent(value: float) -> str:
@@ -235,7 +236,7 @@ def _percent(value: float) -> str:
 
 
 def _error(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{float(f'{value / 1e-4:.3g}'):g}"  # in units of the noise of the data, as in the terminal's tables
 
 
 def _short(value: float) -> str:
@@ -272,7 +273,7 @@ def _facts(name: str, records: Sequence[dict], found: Sequence[dict]) -> Markup:
     facts = {
         "store": name,
         "networks": counts,
-        **{f"{what}s": _distinct(r[what] for r in records) for what in ("task", "pruner")},
+        **{f"{what}s": _distinct(sorted((r[what] for r in records), key=rank)) for what in ("task", "pruner")},
         "densities": _distinct(r["density_label"] for r in sorted(records, key=lambda r: r["density"])),
         "seeds": f"{len({r['seed'] for r in records})}",
         "host": _distinct(run["host"] for run in found),

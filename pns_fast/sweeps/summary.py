@@ -113,7 +113,7 @@ def panels(records: Sequence[dict], by: str | None = None) -> list[Panel]:
         raise ValueError("records: expected finished cells, got none")
     _refuse_mixtures(records, [name for name in settings if name != by], by)
     groups = _grouped(records, *_PANEL)
-    keys = sorted(groups, key=lambda key: (_rank(key[0]), *key))
+    keys = sorted(groups, key=lambda key: (rank(key[0]), *key))
     return [_panel(key, groups[key], by) for key in keys]
 
 
@@ -179,7 +179,7 @@ def _curve_name(curve: tuple, by: str | None) -> str:
 
 
 def _curve_rank(curve: tuple) -> tuple:
-    return _rank(curve[0]), curve[0], *((value is not None, value or 0) for value in curve[1:])
+    return rank(curve[0]), curve[0], *((value is not None, value or 0) for value in curve[1:])
 
 
 def _refuse_mixtures(records: list[dict], settings: list[str], by: str | None) -> None:
@@ -204,5 +204,6 @@ def _grouped(records: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
     return groups
 
 
-def _rank(name: str) -> int:
+def rank(name: str) -> int:
+    """The place of a task or pruner in the paper's order; others come last."""
     return _ORDER.index(name) if name in _ORDER else len(_ORDER)

@@ -23,7 +23,7 @@ from .figure_style import (
     save,
     styles,
 )
-from .summary import Panel, Point, Spread, panels
+from .summary import Panel, Point, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,59 +88,81 @@ def recovery_figure(records: Sequence[dict], by: str | None = None) -> Figure:
 
 
 def _draw_precision(ax: Axes, panel: Panel, looks: dict[str, Style]) -> None:
-    means = [p.precision.mean for points in panel.curves.values() for p in points if p.precision.mean > 0]
-    bottom = min([panel.planted.density, *means]) / 4
-    _log_axis(ax, bottom, 1.5)
     ax.axhline(panel.planted.density, **RANDOM_LEVEL)
-    _draw_curves(ax, panel, looks, lambda p: p.precision)
+    _draw_log_curves(ax, panel, looks, lambda p: p.precision.mean, panel.planted.density)
 
 
 def _draw_recall(ax: Axes, panel: Panel, looks: dict[str, Style]) -> None:
+    _density_panel(ax, panel)
     ax.set_ylim(-0.04, 1.05)
     levels = [10 ** (e / 20) for e in range(-100, 1)]
     ax.plot(levels, levels, **RANDOM_LEVEL)
     for name, points in panel.curves.items():
-        low, high = ([getattr(p.recall, end) for p in points] for end in ("low", "high"))
-        ax.fill_between([p.density for p in points], low, high, color=looks[name].colour, alpha=0.11, linewidth=0)
-    _draw_curves(ax, panel, looks, lambda p: p.recall)
+        x, spreads, style = [p.density for p in points], [p.recall for p in points], looks[name]
+        low, high = [s.low for s in spreads], [s.high for s in spreads]
+        ax.fill_between(x, low, high, color=style.colour, alpha=0.11, linewidth=0)
+        _draw_line(ax, x, [s.mean for s in spreads], [p.mostly_collapsed for p in points], style)
 
 
 def _draw_effective(ax: Axes, panel: Panel, looks: dict[str, Style]) -> None:
-    means = [p.effective_density.mean for points in panel.curves.values() for p in points]
-    bottom = min([*panel.densities.values(), *(m for m in means if m > 0)]) / 10
-    _log_axis(ax, bottom, 1.8)
-    ax.plot([bottom, 1], [bottom, 1], color="#444444", linewidth=0.8, zorder=1.8)
-    _draw_curves(ax, panel, looks, lambda p: p.effective_density)
+    least = min(panel.densities.values())
+    ax.plot([least / 2, 1], [least / 2, 1], color="#444444", linewidth=0.8, zorder=1.8)
+    _draw_log_curves(ax, panel, looks, lambda p: p.effective_density.mean, least)
 
 
-def _draw_curves(ax: Axes, panel: Panel, looks: dict[str, Style], of: Callable[[Point], Spread]) -> None:
-    """Means and markers; on a logarithmic axis a mean of 0 is a cross at its bottom."""
+def _draw_log_curves(
+    ax: Axes, panel: Panel, looks: dict[str, Style], of: Callable[[Point], float], least: float
+) -> None:
+    """Curves on a logarithmic axis; below it a row of crosses for each pruner that has a mean of 0 somewhere."""
+    _density_panel(ax, panel)
+    means = {name: [of(p) for p in points] for name, points in panel.curves.items()}
+    rows = [name for name, values in means.items() if 0 in values]
+    heights = _log_axis(ax, min([least, *(v for values in means.values() for v in values if v > 0)]), len(rows))
+    for name, points in panel.curves.items():
+        x, style = [p.density for p in points], looks[name]
+        _draw_line(ax, x, [v or math.nan for v in means[name]], [p.mostly_collapsed for p in points], style)
+        if name in rows:
+            zeros = [a for a, v in zip(x, means[name], strict=True) if v == 0]
+            _draw_crosses(ax, zeros, heights[rows.index(name)], style)
+
+
+def _density_panel(ax: Axes, panel: Panel) -> None:
     ax.grid(axis="y", **GRID)
     ax.set_axisbelow(True)
-    n_crossed = 0
-    for name, points in panel.curves.items():
-        style, x, means = looks[name], [p.density for p in points], [of(p).mean for p in points]
-        gone = [ax.get_yscale() == "log" and mean == 0 for mean in means]
-        _draw_line(ax, x, means, gone, [p.mostly_collapsed for p in points], style)
-        if any(gone):  # one pruner's crosses above the other's
-            _draw_crosses(ax, [a for a, g in zip(x, gone, strict=True) if g], 0.045 * (n_crossed + 1), style)
-            n_crossed += 1
     density_axis(ax, panel)
     ax.set_xlim(min(panel.densities.values()) / 2, max(panel.densities.values()) * 1.5)
     ax.tick_params(axis="x", labelsize="small")
 
 
-def _draw_line(
-    ax: Axes, x: Sequence[float], y: Sequence[float], gone: Sequence[bool], hollow: Sequence[bool], style: Style
-) -> None:
-    """A curve with its markers, interrupted where it is ``gone``."""
-    y = [math.nan if g else value for value, g in zip(y, gone, strict=True)]
+def _log_axis(ax: Axes, least: float, n_rows: int) -> list[float]:
+    """A logarithmic axis from ``least`` to 1 and a grey strip below it, marked 0, if it has rows.
+
+    Returns:
+        The heights of the rows, as fractions of the axis.
+    """
+    strip = 0.045 * (n_rows + 1) if n_rows else 0.0
+    low, top = least / 1.6, 1.6
+    bottom = low * (low / top) ** (strip / (1 - strip))
+    ax.set_yscale("log")
+    ax.set_ylim(bottom, top)
+    exponents = range(0, math.floor(math.log10(low)), -max(1, math.ceil(-math.log10(low) / 5)))
+    ticks = {10.0**e: f"$10^{{{e}}}$" if e else "1" for e in exponents if 10.0**e >= low}
+    if n_rows:
+        ticks[bottom * (top / bottom) ** (strip / 2)] = "0"
+        ax.axhspan(bottom, low, color="#f1f1f1", linewidth=0, zorder=1.9)
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.minorticks_off()
+    return [0.045 * (row + 1) for row in range(n_rows)]
+
+
+def _draw_line(ax: Axes, x: Sequence[float], y: Sequence[float], hollow: Sequence[bool], style: Style) -> None:
+    """A curve with its markers, interrupted where it is NaN."""
     ax.plot(x, y, color=style.colour, linestyle=style.line, linewidth=1.3, zorder=3)
     markers(ax, x, y, hollow, style)
 
 
 def _draw_crosses(ax: Axes, x: Sequence[float], height: float, style: Style) -> None:
-    """Crosses near the x axis, at a fraction of the y axis."""
+    """Crosses at a fraction of the y axis."""
     ax.plot(x, [height] * len(x), color=style.colour, zorder=5, transform=ax.get_xaxis_transform(), **_CROSS)
 
 
@@ -179,9 +201,9 @@ def layers_figure(records: Sequence[dict], by: str | None = None) -> Figure:
     for ax in axes.flat:
         ax.set_visible(False)
     for i, (panel, labels, title) in enumerate(zip(found, shown, row_titles(found), strict=True)):
-        bottom = _least_density(panel, labels) / 3
+        least, has_empty = _least_density(panel, labels), _has_empty(panel, labels)
         for label, ax, below in zip(labels, axes[2 * i], axes[2 * i + 1], strict=False):
-            _draw_layer_density(ax, panel, label, looks, bottom)
+            _draw_layer_density(ax, panel, label, looks, _log_axis(ax, least, has_empty))
             _draw_layer_recall(below, panel, label, looks)
         axes[2 * i, 0].set_ylabel(f"{title}\nkept density")
         axes[2 * i + 1, 0].set_ylabel("recall")
@@ -219,21 +241,27 @@ def _least_density(panel: Panel, labels: Sequence[str]) -> float:
         for layer, is_empty in zip(point.layer_density, _is_empty(point), strict=True)
         if not is_empty
     ]
-    return min(*panel.planted.layer_density, *means)
+    return min([*panel.planted.layer_density, *means])
 
 
-def _draw_layer_density(ax: Axes, panel: Panel, label: str, looks: dict[str, Style], bottom: float) -> None:
+def _has_empty(panel: Panel, labels: Sequence[str]) -> bool:
+    return any(any(_is_empty(point)) for label in labels for point in _points(panel, label).values())
+
+
+def _draw_layer_density(ax: Axes, panel: Panel, label: str, looks: dict[str, Style], heights: Sequence[float]) -> None:
     layers = _layer_axis(ax, panel)
     density, points = panel.densities[label], _points(panel, label)
     ax.set_title(f"ticket ({density:.2g})" if label == "ticket" else f"density {density:g}", fontsize="medium")
-    _log_axis(ax, bottom, 1.6)
     ax.axhline(density, **RANDOM_LEVEL)
     ax.plot(layers, panel.planted.layer_density, zorder=2, **TICKET)
     for i, (name, point) in enumerate(points.items()):
         style, empty = looks[name], _is_empty(point)
-        _draw_line(ax, layers, [s.mean for s in point.layer_density], empty, [False] * len(layers), style)
-        beside = min(0.2, 0.9 / len(points)) * (i - (len(points) - 1) / 2)  # of the other pruners' crosses
-        _draw_crosses(ax, [layer + beside for layer, e in zip(layers, empty, strict=True) if e], 0.05, style)
+        means = [math.nan if e else s.mean for s, e in zip(point.layer_density, empty, strict=True)]
+        _draw_line(ax, layers, means, [False] * len(layers), style)
+        if any(empty):
+            beside = min(0.2, 0.9 / len(points)) * (i - (len(points) - 1) / 2)  # of the other pruners' crosses
+            crosses = [layer + beside for layer, e in zip(layers, empty, strict=True) if e]
+            _draw_crosses(ax, crosses, heights[0], style)
 
 
 def _draw_layer_recall(ax: Axes, panel: Panel, label: str, looks: dict[str, Style]) -> None:
@@ -241,8 +269,7 @@ def _draw_layer_recall(ax: Axes, panel: Panel, label: str, looks: dict[str, Styl
     ax.set_ylim(-0.04, 1.05)
     ax.axhline(panel.densities[label], **RANDOM_LEVEL)
     for name, point in _points(panel, label).items():
-        nowhere = [False] * len(layers)
-        _draw_line(ax, layers, [s.mean for s in point.layer_recall], nowhere, nowhere, looks[name])
+        _draw_line(ax, layers, [s.mean for s in point.layer_recall], [False] * len(layers), looks[name])
 
 
 def _layer_axis(ax: Axes, panel: Panel) -> list[int]:
@@ -254,12 +281,3 @@ def _layer_axis(ax: Axes, panel: Panel) -> list[int]:
     ax.set_xticks(layers)
     ax.set_xlim(0.45, layers[-1] + 0.55)
     return layers
-
-
-def _log_axis(ax: Axes, bottom: float, top: float) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    ax.set_yscale("log")
-    ax.set_ylim(bottom, top)
-    ax.yaxis.set_major_locator(LogLocator(numticks=6))
-    ax.yaxis.set_minor_locator(NullLocator())

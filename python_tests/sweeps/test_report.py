@@ -104,7 +104,7 @@ def test_a_store_of_several_modes_and_settings(here, failing, capsys):
 def rows_of(text):
     """The sortable table: a dictionary of (text, data-v) a row."""
     table = re.search(r'<table class="sortable">.*?</table>', text, re.DOTALL).group()
-    names = re.findall(r"<th [^>]*>(.*?)</th>", table)
+    names = re.findall(r"<th[^>]*>(.*?)</th>", table)
     cells = [re.findall(r'<td(?: data-v="([^"]*)")?>(.*?)</td>', row) for row in table.split("<tr>")[2:]]
     return [dict(zip(names, [(content, v) for v, content in row], strict=True)) for row in cells]
 
@@ -127,7 +127,7 @@ def test_the_table_has_the_numbers_of_the_panels(here):
     circle, relu = rows[0], rows[-1]
     assert circle["metric"][0] == "accuracy, %"
     assert circle["weak"][0].startswith(f"{100 * points[0].weak.mean:.1f}<small>")
-    assert relu["metric"][0] == "MSE, rescaled"
+    assert relu["metric"][0] == "MSE, 1e-4"
     assert sum(row["density"][0].endswith(" (ticket)") for row in rows) == 4
 
 

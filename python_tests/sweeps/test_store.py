@@ -1,5 +1,6 @@
 """The store: nothing lost, nothing foreign touched, one writer."""
 
+import json
 import math
 import os
 import signal
@@ -43,6 +44,33 @@ def test_what_is_written_is_read(store, path):
     assert record["strong_loss"] == math.inf
     assert sweeps.histories(path) == {CELL.key: {"metric": [0.25, 0.1]}}
     assert store.statuses() == sweeps.statuses(path) == {CELL.key: "ok"}
+
+
+def test_layers_are_a_table_of_their_own(store, path):
+    layers = {"density": [0.5, 0.0], "precision": [0.25, 0.0], "recall": [1 / 3, 0.0], "f1": [0.1, 0.0]}
+    store.write([Outcome(CELL, 1.0, 2.0, {"kept": 3}, layers=layers), outcome(OTHER)])
+    first, other = sweeps.read(path)
+    assert {name: first[f"layer_{name}"] for name in layers} == layers
+    assert not any(name.startswith("layer_") for name in other)
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT layer, density, precision, recall, f1 FROM layer WHERE key = ?", (CELL.key,))
+        assert rows.fetchall() == [(1, 0.5, 0.25, 1 / 3, 0.1), (2, 0.0, 0.0, 0.0, 0.0)]
+    with pytest.raises(ValueError, match="zip"):
+        store.write([Outcome(OTHER, 1.0, 2.0, {}, layers={**layers, "f1": [0.1]})])
+
+
+def test_a_reader_sees_one_state_of_a_running_sweep(store, path, monkeypatch):
+    store.write([outcome()])
+    loads = json.loads
+
+    def write_meanwhile(text):
+        monkeypatch.setattr(json, "loads", loads)
+        store.write([outcome(OTHER, kept=1)])
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", write_meanwhile)  # called between the tables
+    assert [r["seed"] for r in sweeps.read(path)] == [0]
+    assert [r["seed"] for r in sweeps.read(path)] == [0, 1]
 
 
 def test_failed_cell_is_replaced_when_it_succeeds(store, path):
