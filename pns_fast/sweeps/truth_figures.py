@@ -68,9 +68,11 @@ def recovery_figure(records: Sequence[dict], by: str | None = None) -> Figure:
         *curve_handles(looks),
         handle("Random mask, expected", **RANDOM_LEVEL),
         handle("Density of the ticket", color="black", linewidth=0.8, linestyle=":"),
-        handle("Mean of 0", color="#555555", **_CROSS),
         *hollow_handles(found),
     ]
+    points = [p for panel in found for curve in panel.curves.values() for p in curve]
+    if any(0 in (p.precision.mean, p.effective_density.mean) for p in points):
+        handles.append(handle("Mean of 0", color="#555555", **_CROSS))
     drawn = Figure(figsize=(7.4, 1.95 * len(found) + 0.6 + legend_height(len(handles))), layout="constrained")
     axes = drawn.subplots(len(found), 3, squeeze=False)
     titles = ("Precision", "Recall", "Effective density")
@@ -192,10 +194,12 @@ def layers_figure(records: Sequence[dict], by: str | None = None) -> Figure:
         *curve_handles(looks),
         handle("Planted ticket", **TICKET),
         handle("Random mask, expected", **RANDOM_LEVEL),
-        handle("Empty in most networks", color="#555555", **_CROSS),
     ]
-    n_columns = max(map(len, shown))
-    size = (max(7.4, 1.5 * n_columns + 0.9), 2.9 * len(found) + 0.6 + legend_height(len(handles)))
+    if any(_has_empty(panel, labels) for panel, labels in zip(found, shown, strict=True)):
+        handles.append(handle("Empty in most networks", color="#555555", **_CROSS))
+    n_columns, n_layers = max(map(len, shown)), max(len(panel.planted.layer_density) for panel in found)
+    width = max(7.4, max(1.5, 0.22 * n_layers) * n_columns + 0.9)
+    size = (width, 2.9 * len(found) + 0.6 + legend_height(len(handles)))
     drawn = Figure(figsize=size, layout="constrained")
     axes = drawn.subplots(2 * len(found), n_columns, squeeze=False)
     for ax in axes.flat:
@@ -267,6 +271,7 @@ def _draw_layer_density(ax: Axes, panel: Panel, label: str, looks: dict[str, Sty
 def _draw_layer_recall(ax: Axes, panel: Panel, label: str, looks: dict[str, Style]) -> None:
     layers = _layer_axis(ax, panel)
     ax.set_ylim(-0.04, 1.05)
+    ax.set_yticks([0, 0.5, 1])
     ax.axhline(panel.densities[label], **RANDOM_LEVEL)
     for name, point in _points(panel, label).items():
         _draw_line(ax, layers, [s.mean for s in point.layer_recall], [False] * len(layers), looks[name])
