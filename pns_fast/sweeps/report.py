@@ -293,7 +293,7 @@ def _versions(run: dict) -> str:
 
 
 def _runs(found: Sequence[dict]) -> Markup:
-    header = ("run", "started", "took", "host", "device", "versions", "asked for", "to do", "stored", "failed")
+    header = ("run", "started", "took", "host", "device", "versions", "asked for", "to do", "in the store")
     rows = [
         [
             _number(run["id"], str(run["id"])),
@@ -302,12 +302,11 @@ def _runs(found: Sequence[dict]) -> Markup:
             run["host"],
             run["versions"].get("device", "?"),
             _versions(run),
-            *(_number(n, f"{n:,}") for n in (run["asked"].get("cells", 0), run["asked"].get("pending", 0))),
-            *(_number(run[n], f"{run[n]:,}") for n in ("n_ok", "n_failed")),
+            *(_number(n, f"{n:,}") for n in (*(run["asked"].get(n, 0) for n in ("cells", "pending")), run["n_cells"])),
         ]
         for run in found
     ]
-    about = "Networks: asked for, of these not stored before, and what is in the store of this run."
+    about = "Networks: asked for, of these not stored before, and those in the store that are of this run."
     return joined([tag("p", about, class_="soft"), table(header, rows)])
 
 
@@ -323,23 +322,26 @@ def _time(found: Sequence[dict]) -> Markup:
     """Seconds by phase of all runs together, with a bar each."""
     seconds: Counter[str] = Counter()
     for run in found:
-        seconds.update(run["seconds"])
+        seconds.update(run["seconds"] or {})
     n_unknown = sum(not run["seconds"] for run in found)
-    about = f"All runs together; {n_unknown} that did not end by themselves are not counted." if n_unknown else ""
-    total = seconds.get("total", 0.0)
-    if total <= 0:
-        return tag("p", about or "Nothing was run.", class_="soft")
+    about = "All runs together, and all their workers."
+    if n_unknown:
+        about += f" {n_unknown} that did not end by themselves are not counted."
+    wall = seconds.pop("total", 0.0)
+    whole = max(wall, sum(seconds.values()))  # several workers have more seconds than the clock
+    if whole <= 0:
+        return tag("p", about, class_="soft")
     rows = [
         [
             name,
             _number(s, f"{s:.2f}"),
-            _number(s, f"{100 * s / total:.1f}"),
-            tag("td", tag("span", class_="bar", style=f"width: {max(0, 16 * s / total):.3f}rem")),
+            _number(s, f"{100 * s / whole:.1f}"),
+            tag("td", tag("span", class_="bar", style=f"width: {16 * s / whole:.3f}rem")),
         ]
-        for name, s in phases(seconds).items()
+        for name, s in phases({**seconds, "total": whole}).items()
     ]
-    rows.append([tag("td", tag("b", "total")), _number(total, f"{total:.2f}"), _number(total, "100.0"), ""])
-    return joined([tag("p", about, class_="soft") if about else "", table(("phase", "seconds", "%", ""), rows)])
+    rows.append([tag("td", tag("b", "by the clock")), _number(wall, f"{wall:.2f}"), "", ""])
+    return joined([tag("p", about, class_="soft"), table(("phase", "seconds", "%", ""), rows)])
 
 
 def _commands(found: Sequence[dict]) -> Markup:

@@ -177,7 +177,7 @@ class Store:
 
 def statuses(path: str | os.PathLike) -> dict[str, str]:
     """Key of each cell in the store at ``path`` -> "ok" or "failed"; a running sweep is not disturbed."""
-    with _reader(path) as db:
+    with reader(path) as db:
         return dict(db.execute("SELECT key, status FROM cell"))
 
 
@@ -196,7 +196,7 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
     Raises:
         StoreError, StoreAccessError: as for :class:`Store`.
     """
-    with _reader(path) as db:
+    with reader(path) as db:
         records = {
             key: {"key": key, "status": status, "error": error, **json.loads(params)}
             for key, params, status, error in db.execute("SELECT key, params, status, error FROM cell")
@@ -212,37 +212,34 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
     return sorted(records.values(), key=lambda record: tuple(record[name] for name in order))
 
 
-def runs(path: str | os.PathLike) -> list[dict]:
-    """Who wrote to the store, one dictionary a run, in order.
-
-    Returns:
-        ``id``; ``started`` and ``finished`` (seconds since 1970, None where the run was killed); ``host``;
-        ``versions`` (with the device) and ``asked`` as noted; ``seconds`` by phase, or {}; ``n_ok`` and
-        ``n_failed``: cells in the store that are of this run.
-    """
-    counts = "sum(status = 'ok'), sum(status = 'failed')"
-    with _reader(path) as db:
-        written = {run: n for run, *n in db.execute(f"SELECT run, {counts} FROM cell GROUP BY run")}
-        rows = db.execute(
-            "SELECT id, started, finished, host, versions, asked, seconds FROM run ORDER BY id"
-        ).fetchall()
-    found = []
-    for run, started, finished, host, versions, asked, seconds in rows:
-        n_ok, n_failed = written.get(run, (0, 0))
-        one = {"id": run, "started": started, "finished": finished, "host": host, "n_ok": n_ok, "n_failed": n_failed}
-        one |= {"versions": json.loads(versions), "asked": json.loads(asked), "seconds": json.loads(seconds or "{}")}
-        found.append(one)
-    return found
-
-
 def histories(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
     """Key of each cell -> its curves: ``train_loss`` [epochs], ``test_loss`` and ``metric`` [epochs + 1]."""
-    with _reader(path) as db:
+    with reader(path) as db:
         return {key: json.loads(curves) for key, curves in db.execute("SELECT key, curves FROM history")}
 
 
+def runs(path: str | os.PathLike) -> list[dict]:
+    """The runs that wrote to the store, oldest first.
+
+    Returns:
+        ``id, started, finished, host, versions, asked, seconds`` of each (``finished`` and ``seconds`` are None of a
+        run that was killed or goes on) and ``n_cells``: how many of the stored cells are its.
+    """
+    names = ("id", "started", "finished", "host", "versions", "asked", "seconds")
+    with reader(path) as db:
+        n_cells = dict(db.execute("SELECT run, count(*) FROM cell GROUP BY run"))
+        rows = db.execute(f"SELECT {', '.join(names)} FROM run ORDER BY started, id").fetchall()
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    for run in found:
+        for name in ("versions", "asked", "seconds"):
+            run[name] = None if run[name] is None else json.loads(run[name])
+        run["n_cells"] = n_cells.get(run["id"], 0)
+    return found
+
+
 @contextmanager
-def _reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+def reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+    """A connection to the store at ``path`` that only reads."""
     path = Path(path)
     if not path.is_file():
         raise StoreAccessError(f"store {path}: no such file")

@@ -36,6 +36,9 @@ class Spread:
         return cls(math.fsum(finite) / len(finite), min(finite), max(finite))
 
 
+_UNKNOWN = Spread(math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Point:
     """The networks of one pruner and density."""
@@ -46,15 +49,15 @@ class Point:
     n_collapsed: int
     strong: Spread
     weak: Spread
-    strong_gap: Spread  # how much worse than the ticket
-    weak_gap: Spread
-    effective_density: Spread
-    precision: Spread  # of the planted parameters among the kept ones
-    recall: Spread
-    f1: Spread
-    layer_density: tuple[Spread, ...]  # of the weights, by layer
-    layer_recall: tuple[Spread, ...]
-    n_empty: tuple[int, ...]  # by layer: networks that keep none of its weights
+    strong_gap: Spread = _UNKNOWN  # how much worse than the ticket
+    weak_gap: Spread = _UNKNOWN
+    effective_density: Spread = _UNKNOWN
+    precision: Spread = _UNKNOWN  # of the planted parameters among the kept ones
+    recall: Spread = _UNKNOWN
+    f1: Spread = _UNKNOWN
+    layer_density: tuple[Spread, ...] = ()  # of the weights, by layer
+    layer_recall: tuple[Spread, ...] = ()
+    n_empty: tuple[int, ...] = ()  # by layer: networks that keep none of its weights
 
     @property
     def mostly_collapsed(self) -> bool:
@@ -81,8 +84,8 @@ class Panel:
     n_seeds: int
     ticket_density: float
     ticket: Spread
-    planted: Planted
     curves: dict[str, list[Point]]
+    planted: Planted = Planted(math.nan, ())
 
     @property
     def densities(self) -> dict[str, float]:
@@ -138,7 +141,7 @@ def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
         curves[_curve_name(curve, by)] = sorted(points, key=lambda p: p.density)
     ticket = Spread.of(by_seed.values())
     planted = _planted(task.ticket(depth), task.widths(depth, width))
-    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, planted, curves)
+    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves, planted)
 
 
 def _planted(ticket: Ticket, widths: Sequence[int]) -> Planted:

@@ -207,10 +207,10 @@ def test_runs_are_read_as_they_were_noted(here):
     with sweeps.Store("s.db") as store:
         store.begin_run({"torch": "x"}, {"note": 1})  # and killed
     first, killed = sweeps.runs("s.db")
-    assert (first["n_ok"], first["n_failed"], first["asked"]["task"]) == (8, 0, ["relu"])
+    assert (first["n_cells"], first["asked"]["task"]) == (8, ["relu"])
     assert first["finished"] > first["started"]
     assert first["seconds"]["total"] > 0
-    assert (killed["finished"], killed["seconds"], killed["n_ok"], killed["asked"]) == (None, {}, 0, {"note": 1})
+    assert (killed["finished"], killed["seconds"], killed["n_cells"], killed["asked"]) == (None, None, 0, {"note": 1})
     text = report("s.db")
     assert "killed, or still running" in text
     assert "1 that did not end by themselves are not counted" in text
