@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-_COUNTS = ("cells", "pending")  # noted by the driver, no options
+_NO_OPTIONS = ("cells", "pending", "executor")  # noted by the driver
 
 
 def command(asked: Mapping[str, object]) -> list[str] | None:
@@ -15,14 +15,18 @@ def command(asked: Mapping[str, object]) -> list[str] | None:
         asked: what the store notes about a run, see :func:`pns_fast.sweeps.runs`.
 
     Returns:
-        Every option with its value, defaults included: they may change. None for a run from Python, which has no
-        command line.
+        Every option with its value, defaults included: they may change. The address of a Dask scheduler is not noted,
+        nor are its workers asked for. None for a run from Python, which has no command line.
 
     Example:
         >>> command({"cells": 8, "mode": "multishot", "task": ["circle", "relu"], "lr": 0.01, "csv": None})
         ['sweep', 'multishot', '--task=circle,relu', '--lr=0.01']
     """
-    options = {name: value for name, value in asked.items() if name not in _COUNTS}
+    options = {name: value for name, value in asked.items() if name not in _NO_OPTIONS}
+    if asked.get("executor") != "local":
+        options.pop("workers", None)
+    if shard := options.get("shard"):
+        options["shard"] = "{}/{}".format(*shard)
     if "reproduce" in options:
         start = ["reproduce", str(options.pop("reproduce"))]
     elif "mode" in options:

@@ -202,6 +202,21 @@ def test_a_command_is_shown_once_and_python_has_none(here):
     assert rerun.command({"cells": 3, "pending": 3}) is None
 
 
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [
+        ({"executor": "serial", "workers": 1, "shard": None}, []),
+        ({"executor": "local", "workers": 2, "shard": [3, 4]}, ["--workers=2", "--shard=3/4"]),
+        ({"executor": "dask", "workers": 8}, []),
+    ],
+)
+def test_where_it_ran_is_part_of_the_command_only_if_it_was_asked_for(noted, expected):
+    assert rerun.command({"cells": 8, "mode": "singleshot", "seeds": 2, **noted}) == [
+        *("sweep", "singleshot", "--seeds=2"),
+        *expected,
+    ]
+
+
 def test_runs_are_read_as_they_were_noted(here):
     main(["sweep", "singleshot", *SMALL, "--store=s.db", "--task=relu"])
     with sweeps.Store("s.db") as store:
