@@ -26,10 +26,12 @@ _STYLES = {
     "snip": ("#2ca02c", "^"),
     "grasp": ("#f28e1c", "D"),
     "synflow": ("#d62728", "v"),
+    "force": ("#00796b", "d"),
+    "phew": ("#8c564b", "H"),
     "edge-popup": ("#8250c4", "P"),
     "edge-popup-anneal": ("#c44fa5", "X"),
 }
-_FURTHER_STYLES = (("#17a2b8", "p"), ("#8c564b", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
+_FURTHER_STYLES = (("#17a2b8", "p"), ("#5c6bc0", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
 _TITLES = {"circle": "Circle", "relu": "ReLU", "helix": "Helix"}
 _LABELS = {
     "random": "Random",
@@ -37,6 +39,8 @@ _LABELS = {
     "snip": "SNIP",
     "grasp": "GraSP",
     "synflow": "SynFlow",
+    "force": "FORCE",
+    "phew": "PHEW",
     "edge-popup": "Edge-popup",
     "edge-popup-anneal": "Edge-popup, annealed",
 }
@@ -167,21 +171,23 @@ def check_path(path: str | os.PathLike) -> None:
         raise ValueError(f"figure: expected a file name ending in {', '.join(FORMATS)}, got {str(path)!r}")
 
 
-def save(draw: Callable[[], Figure], path: str | os.PathLike) -> None:
-    """Draw and write a figure: PNG at 200 dpi, PDF or SVG, by the suffix of ``path``.
+def save(draw: Callable[[], Figure], *paths: str | os.PathLike) -> None:
+    """Draw a figure once and write it to each path: PNG at 200 dpi, PDF or SVG, by the suffix.
 
     Raises:
         ValueError: another suffix, or what ``draw`` refuses.
-        OSError: ``path`` cannot be written; a figure that was there is then still there.
+        OSError: a path cannot be written; a figure that was there is then still there.
     """
-    check_path(path)
+    for path in paths:
+        check_path(path)
     import matplotlib
 
     with matplotlib.rc_context(RC):
         drawn = draw()
-        part = Path(f"{path}.part")  # a figure that is there stays whole until the new one is
-        drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
-    os.replace(part, path)
+        for path in paths:
+            part = Path(f"{path}.part")  # a figure that is there stays whole until the new one is
+            drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
+            os.replace(part, path)
 
 
 def png(draw: Callable[[], Figure], dpi: int) -> bytes:

@@ -13,7 +13,6 @@ _DENSITIES = ("ticket", 0.01, 0.1, 0.5, 1.0)
 # What --quick puts in the place of the paper's settings: every figure in seconds, none of it to be trusted.
 _QUICK = {"n_samples": 500, "epochs": 2, "round_epochs": 1, "popup_epochs": 2}
 _QUICK_SEEDS, _QUICK_ROUNDS, _QUICK_WIDTH = 2, 3, 100
-_SHOWN = ("", "-recovery", "-layers")  # what a figure's files are called after its name
 
 
 @dataclass(frozen=True)
@@ -81,19 +80,24 @@ class PaperFigure:
         Returns:
             The files written; no figure where no cell is finished.
         """
-        from .figures import save_figure
+        from .figure_style import save
+        from .figures import figure
         from .table import write_csv
-        from .truth_figures import save_layers_figure, save_recovery_figure
+        from .truth_figures import layers_figure, recovery_figure
 
         files = [path.with_suffix(".csv")]
         write_csv(records, files[0])
-        if any(r["status"] == "ok" for r in records):
-            for suffix in (".png", ".pdf"):
-                performance, recovery, layers = (path.with_name(f"{path.name}{s}{suffix}") for s in _SHOWN)
-                save_figure(records, performance, self.by, self.show)
-                save_recovery_figure(records, recovery, self.by)
-                save_layers_figure(records, layers, self.by)
-                files += [performance, recovery, layers]
+        if not any(r["status"] == "ok" for r in records):
+            return files
+        draws = {
+            "": lambda: figure(records, self.by, self.show),
+            "-recovery": lambda: recovery_figure(records, self.by),
+            "-layers": lambda: layers_figure(records, self.by),
+        }
+        for what, draw in draws.items():
+            drawn = [path.with_name(f"{path.name}{what}{suffix}") for suffix in (".png", ".pdf")]
+            save(draw, *drawn)
+            files += drawn
         return files
 
 

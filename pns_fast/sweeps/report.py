@@ -117,7 +117,7 @@ def report(
     if sections:
         chapters.append(("numbers", "All numbers", _numbers(sections)))
     if failed:
-        chapters.append(("failed", f"{len(failed)} failed", _failures(failed)))
+        chapters.append(("failed", f"Failed: {len(failed)}", _failures(failed)))
     chapters += [
         ("runs", "Runs", _runs(found)),
         ("time", "Where the time went", _time(found)),

@@ -75,7 +75,7 @@ def test_a_store_of_several_modes_and_settings(here, failing, capsys):
         "Single-shot, depth 3, width 32, noise 0.01, n_samples 100, epochs 1",
         "Single-shot, depth 4, width 32, noise 0.01, n_samples 100, epochs 1, rounds 2",
         "Edge-popup, depth 3, width 32, noise 0.01, n_samples 100, epochs 1, popup_epochs 1",
-        *("All numbers", "4 failed", "Runs", "Where the time went", "Run it again"),
+        *("All numbers", "Failed: 4", "Runs", "Where the time went", "Run it again"),
     ]
     assert page.texts["h3"] == ["Performance", "What was found of the ticket", "By layer"] * 3
     anchors = [a["href"] for a in page.all("a")]
@@ -179,6 +179,9 @@ def shown_commands(text):
 def test_the_command_shown_is_the_one_that_was_run(here, capsys, argv):
     assert main(argv) == 0
     capsys.readouterr()
+    if "reproduce" in argv:
+        drawn = {f"fig12{what}{suffix}" for what in ("", "-recovery", "-layers") for suffix in (".png", ".pdf")}
+        assert {p.name for p in (here / "o").iterdir()} >= drawn | {"fig12.csv"}
     (shown,) = shown_commands(report("a b.db"))
     program, *arguments = shlex.split(shown.replace("\\\n", " "))
     assert program == "pns-fast"
