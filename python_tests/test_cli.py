@@ -262,7 +262,7 @@ def test_plot_draws_and_filters(here, capsys):
     for depth in (3, 4):
         assert main(["sweep", "singleshot", *SMALL, f"--depth={depth}", "--store=s.db", "--quiet"]) == 0
     assert main(["sweep", "singleshot", *SMALL, "--epochs=0", "--store=s.db", "--quiet"]) == 0
-    assert "several values of epochs (1, 0)" in error_of(capsys, "plot", "s.db", "-o", "f.png")
+    assert "several values of epochs (" in error_of(capsys, "plot", "s.db", "-o", "f.png")
     assert main(["plot", "s.db", "-o", "f.svg", "--csv=c.csv", "--where=epochs=1", "--where", "depth=4"]) == 0
     assert "relu depth 4" in capsys.readouterr().out
     assert (here / "f.svg").exists()

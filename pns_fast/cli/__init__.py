@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import info, plant, plot, reproduce, sweep, theory
+from . import info, plant, plot, report, reproduce, sweep, theory
 from .options import COMMON, Parser
 
 # in the order of --help; each has add(commands), which adds its parser and sets the function to run
-_COMMANDS = (sweep, reproduce, plant, plot, theory, info)
+_COMMANDS = (sweep, reproduce, plant, plot, report, theory, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

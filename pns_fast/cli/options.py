@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-from ..sweeps.grid import density_label
+from ..sweeps.grid import Cell, density_label
+
+SHOWN = ("performance", "recovery", "layers")  # figures of one store
 
 
 class UsageError(ValueError):
@@ -90,7 +93,7 @@ def set_threads(n_threads: int | None) -> None:
 
 def check_outputs(figure: str | None, csv: str | None) -> None:
     """Refuse before the work what could not be written after it."""
-    from ..sweeps.figures import check_path
+    from ..sweeps.figure_style import check_path
 
     if figure:
         check_path(figure)
@@ -99,11 +102,42 @@ def check_outputs(figure: str | None, csv: str | None) -> None:
             raise UsageError(f"{name} {path}: there is no directory {Path(path).parent}")
 
 
-def write_outputs(records: list[dict], figure: str | None, csv: str | None) -> None:
-    """The CSV and the figure of stored cells, where asked for."""
+def write_outputs(records: list[dict], figure: str | None, csv: str | None, show: str = "performance") -> None:
+    """The CSV and the figure of stored cells, where asked for; ``show`` is one of ``SHOWN``."""
     from .. import sweeps
 
     if csv:
         sweeps.write_csv(records, csv)
     if figure and any(r["status"] == "ok" for r in records):
-        sweeps.save_figure(records, figure)
+        save = {
+            "performance": sweeps.save_figure,
+            "recovery": sweeps.save_recovery_figure,
+            "layers": sweeps.save_layers_figure,
+        }
+        save[show](records, figure)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """The option ``--where``, see :func:`stored`."""
+    parser.add_argument(
+        "--where", metavar="NAME=VALUE", action="append", default=[], help="only these cells, e.g. depth=5"
+    )
+
+
+def stored(store: str, wheres: list[str]) -> list[dict]:
+    """The stored cells that match every ``--where``."""
+    from .. import sweeps
+
+    return [r for r in sweeps.read(store) if all(_matches(r, where) for where in wheres)]
+
+
+def _matches(record: dict, where: str) -> bool:
+    name, equals, text = where.partition("=")
+    known = [f.name for f in fields(Cell)]
+    if not equals or name not in known:
+        raise UsageError(f"--where: expected NAME=VALUE with a name out of {', '.join(known)}, got {where!r}")
+    value = record.get(name)
+    try:
+        return value == (type(value)(text) if isinstance(value, (int, float)) else text)
+    except ValueError:
+        raise UsageError(f"--where: {name} is a number, got {where!r}") from None

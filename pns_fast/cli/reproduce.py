@@ -74,7 +74,8 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, execu
     if not args.quiet:
         print(f"{name}  {figure.title}", flush=True)
     cells = own_shard(figure.cells(args.seeds, args.quick), args)
-    asked = {"reproduce": name, "quick": args.quick, "seeds": args.seeds, "device": args.device, "shard": args.shard}
+    options = ("quick", "seeds", "out", "store", "device", "threads", "chunk", "shard")
+    asked = {"reproduce": name} | {option: getattr(args, option) for option in options}
     report = run_cells(cells, store, args, name, asked, executor)
     if report.interrupted:
         return 130
@@ -85,7 +86,9 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, execu
         from ..sweeps.table import print_closing, print_results
 
         print_results(records, figure.by)
-        places = {"device": place(args.device), "store": store} | {file.suffix[1:]: str(file) for file in files}
+        places = {"device": place(args.device), "store": store} | {
+            f"{file.stem.removeprefix(name).lstrip('-')} {file.suffix[1:]}".strip(): str(file) for file in files
+        }
         print_closing(report, records, {"figure": time.perf_counter() - begin}, places)
     return report_failures(records)
 

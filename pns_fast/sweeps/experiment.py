@@ -308,9 +308,13 @@ def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
     }
     values = {name: [float(v) for v in column.tolist()] for name, column in columns.items()}
     values["ticket_metric"] = [mothers.ticket_metric[r] for r in rows]
+    for stage in ("strong", "weak"):
+        values[f"{stage}_gap"] = _gaps(values[f"{stage}_metric"], values["ticket_metric"], mothers.task)
     values["ticket_loss"] = [mothers.ticket_loss[r] for r in rows]
     values["ticket_density"] = [mothers.ticket_density] * len(rows)
     curves = {name: getattr(result, name).tolist() for name in ("train_loss", "test_loss", "metric")}
+    by_layer = {name: getattr(recovery, f"layer_{name}").tolist() for name in ("precision", "recall", "f1")}
+    by_layer["density"] = masks.layer_densities().tolist()
     finished = time.time()
     return [
         Outcome(
@@ -319,9 +323,16 @@ def _outcomes(trained: _Trained, mothers: Mothers) -> list[Outcome]:
             finished,
             {name: column[i] for name, column in values.items()},
             {name: rows[i] for name, rows in curves.items()},
+            {name: rows[i] for name, rows in by_layer.items()},
         )
         for i, cell in enumerate(trained.cells)
     ]
+
+
+def _gaps(metric: list[float], ticket_metric: list[float], task: tasks.Task) -> list[float]:
+    """How much worse than the planted ticket, on the same test split: positive is worse, whatever the metric."""
+    sign = 1 if task.metric_name == "accuracy" else -1  # else an error, of which less is better
+    return [sign * (ticket - network) for network, ticket in zip(metric, ticket_metric, strict=True)]
 
 
 def _grouped(cells: Iterable[Cell], *names: str) -> list[tuple[tuple, list[Cell]]]:

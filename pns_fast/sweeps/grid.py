@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import product
 
 # Part of every key and of every store: raise it when the same parameters begin to mean other numbers.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MODES = ("singleshot", "multishot", "edge-popup")
 EDGE_POPUP_PRUNERS = ("edge-popup", "edge-popup-anneal")

@@ -66,7 +66,6 @@ def merge(sources: Sequence[str | os.PathLike], target: str | os.PathLike) -> li
 
 def _merge_one(source: Path, store: Store) -> Merged:
     with reader(source) as theirs, store.transaction() as ours:
-        theirs.execute("BEGIN")  # all is read as it is now, though a sweep may go on writing
         known = dict(ours.execute("SELECT key, status FROM cell"))
         found = dict(theirs.execute("SELECT key, status FROM cell"))
         both_ok = {key for key, status in found.items() if status == known.get(key) == "ok"}

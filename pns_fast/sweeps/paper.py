@@ -70,7 +70,8 @@ class PaperFigure:
         return [cell for grid in self.grids for cell in grid.cells(n_seeds, quick)]
 
     def save(self, records: Sequence[dict], path: Path) -> list[Path]:
-        """Write the figure as ``path``.png and .pdf and its networks as .csv.
+        """Write the figure as ``path``.png and .pdf, its networks as .csv, and how much of the ticket they found as
+        ``path``-recovery and ``path``-layers, .png and .pdf.
 
         Args:
             records: the cells as :func:`pns_fast.sweeps.read` gives them.
@@ -79,15 +80,24 @@ class PaperFigure:
         Returns:
             The files written; no figure where no cell is finished.
         """
-        from .figures import save_figure
+        from .figure_style import save
+        from .figures import figure
         from .table import write_csv
+        from .truth_figures import layers_figure, recovery_figure
 
-        files = [path.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv")]
+        files = [path.with_suffix(".csv")]
+        write_csv(records, files[0])
         if not any(r["status"] == "ok" for r in records):
-            files = files[2:]
-        for file in files[:-1]:
-            save_figure(records, file, self.by, self.show)
-        write_csv(records, files[-1])
+            return files
+        draws = {
+            "": lambda: figure(records, self.by, self.show),
+            "-recovery": lambda: recovery_figure(records, self.by),
+            "-layers": lambda: layers_figure(records, self.by),
+        }
+        for what, draw in draws.items():
+            drawn = [path.with_name(f"{path.name}{what}{suffix}") for suffix in (".png", ".pdf")]
+            save(draw, *drawn)
+            files += drawn
         return files
 
 

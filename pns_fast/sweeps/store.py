@@ -4,6 +4,8 @@ meta     schema and package version, date of creation
 run      one row a driver: host, versions, what was asked for, where the time went
 cell     one row a finished network: its parameters, ok or failed, the traceback
 metric   its numbers; history: its curves over the epochs
+layer    its numbers by layer, 1 to L: the kept density of the weights (0: the layer is empty, the network collapsed),
+         and precision, recall and f1 of the planted parameters
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from .grid import SCHEMA_VERSION, Cell
 _APPLICATION_ID = int.from_bytes(b"pnsf", "big")  # in the file's header: `file store.db` shows it
 
 # The tables of what came of a cell, besides cell itself. Their first column is its key.
-CELL_TABLES = ("metric", "history")
+CELL_TABLES = ("metric", "layer", "history")
 
 _SCHEMA = f"""
 BEGIN;
@@ -39,11 +41,16 @@ CREATE TABLE cell (key TEXT PRIMARY KEY, params TEXT NOT NULL,
     error TEXT, run INTEGER NOT NULL REFERENCES run (id)) WITHOUT ROWID;
 CREATE TABLE metric (key TEXT NOT NULL REFERENCES cell (key), name TEXT NOT NULL, value REAL,
     PRIMARY KEY (key, name)) WITHOUT ROWID;
+CREATE TABLE layer (key TEXT NOT NULL REFERENCES cell (key), layer INTEGER NOT NULL, density REAL NOT NULL,
+    precision REAL NOT NULL, recall REAL NOT NULL, f1 REAL NOT NULL, PRIMARY KEY (key, layer)) WITHOUT ROWID;
 CREATE TABLE history (key TEXT PRIMARY KEY REFERENCES cell (key), curves TEXT NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('schema_version', '{SCHEMA_VERSION}'), ('pns_fast', '{__version__}'),
     ('created', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));
 COMMIT;
 """
+
+
+LAYER_COLUMNS = ("density", "precision", "recall", "f1")
 
 
 class StoreError(ValueError):
@@ -56,13 +63,14 @@ class StoreAccessError(OSError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: metrics and curves, or the traceback in ``error``."""
+    """What came of a cell: metrics, curves and the ``LAYER_COLUMNS`` [L] by layer, or the traceback in ``error``."""
 
     cell: Cell
     started: float
     finished: float
     metrics: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
+    layers: dict[str, list[float]] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -147,17 +155,21 @@ class Store:
         """Store finished cells in one transaction; a retried cell replaces its failed row."""
         if self._run_id is None:
             raise ValueError("store: begin_run() comes before write()")
-        cells, metrics, histories = [], [], []
+        cells, metrics, layers, histories = [], [], [], []
         for o in outcomes:
             key, status = o.cell.key, "ok" if o.error is None else "failed"
             params = json.dumps(o.cell.params())
             cells.append((key, params, status, o.started, o.finished, o.error, self._run_id))
             metrics += [(key, name, float(value)) for name, value in o.metrics.items()]
+            if o.layers:
+                columns = zip(*(o.layers[name] for name in LAYER_COLUMNS), strict=True)
+                layers += [(key, number, *column) for number, column in enumerate(columns, 1)]
             if o.history:
                 histories.append((key, json.dumps(o.history)))
         with _readable_errors(self.path), self._db:
             self._db.executemany("INSERT OR REPLACE INTO cell VALUES (?, ?, ?, ?, ?, ?, ?)", cells)
             self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?)", metrics)
+            self._db.executemany("INSERT OR REPLACE INTO layer VALUES (?, ?, ?, ?, ?, ?)", layers)
             self._db.executemany("INSERT OR REPLACE INTO history VALUES (?, ?)", histories)
 
     @contextmanager
@@ -181,6 +193,8 @@ def statuses(path: str | os.PathLike) -> dict[str, str]:
 def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dict]:
     """The stored cells: ``key, status, error``, parameters and metrics of each as one flat dictionary.
 
+    A finished cell also has ``layer_density, layer_precision, layer_recall, layer_f1``: lists [L] by layer.
+
     Args:
         path: the store; a running sweep is not disturbed.
         keys: only these cells, in this order; None for all, in the order of their parameters.
@@ -198,6 +212,9 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
         }
         for key, name, value in db.execute("SELECT key, name, value FROM metric"):
             records[key][name] = math.nan if value is None else value  # SQLite has no NaN and stores NULL
+        for key, *row in db.execute(f"SELECT key, {', '.join(LAYER_COLUMNS)} FROM layer ORDER BY key, layer"):
+            for name, value in zip(LAYER_COLUMNS, row, strict=True):
+                records[key].setdefault(f"layer_{name}", []).append(value)
     if keys is not None:
         return [records[key] for key in keys if key in records]
     order = ("mode", "task", "depth", "width", "noise", "pruner", "density", "seed")
@@ -239,6 +256,7 @@ def reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
         if _check(db, path):
             raise StoreError(f"store {path}: an empty file, no pns_fast store")
         with _readable_errors(path):
+            db.execute("BEGIN")  # one state of the file for all that is read, whatever a running sweep adds meanwhile
             yield db
 
 

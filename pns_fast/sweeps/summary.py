@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from .grid import Cell
+
+if TYPE_CHECKING:
+    from ..tasks import Ticket
 
 # What a panel, a curve and a point on it stand for. All other parameters must agree within a panel.
 _PANEL = ("task", "depth", "width", "noise")
@@ -31,6 +36,9 @@ class Spread:
         return cls(math.fsum(finite) / len(finite), min(finite), max(finite))
 
 
+_UNKNOWN = Spread(math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Point:
     """The networks of one pruner and density."""
@@ -41,10 +49,27 @@ class Point:
     n_collapsed: int
     strong: Spread
     weak: Spread
+    strong_gap: Spread = _UNKNOWN  # how much worse than the ticket
+    weak_gap: Spread = _UNKNOWN
+    effective_density: Spread = _UNKNOWN
+    precision: Spread = _UNKNOWN  # of the planted parameters among the kept ones
+    recall: Spread = _UNKNOWN
+    f1: Spread = _UNKNOWN
+    layer_density: tuple[Spread, ...] = ()  # of the weights, by layer
+    layer_recall: tuple[Spread, ...] = ()
+    n_empty: tuple[int, ...] = ()  # by layer: networks that keep none of its weights
 
     @property
     def mostly_collapsed(self) -> bool:
         return self.n_collapsed > self.n / 2
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The ticket's share of the mother network."""
+
+    density: float  # of weights and biases: the precision to expect of a random mask
+    layer_density: tuple[float, ...]  # of the weights, by layer
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,7 @@ class Panel:
     ticket_density: float
     ticket: Spread
     curves: dict[str, list[Point]]
+    planted: Planted = Planted(math.nan, ())
 
     @property
     def densities(self) -> dict[str, float]:
@@ -90,7 +116,7 @@ def panels(records: Sequence[dict], by: str | None = None) -> list[Panel]:
         raise ValueError("records: expected finished cells, got none")
     _refuse_mixtures(records, [name for name in settings if name != by], by)
     groups = _grouped(records, *_PANEL)
-    keys = sorted(groups, key=lambda key: (_rank(key[0]), *key))
+    keys = sorted(groups, key=lambda key: (rank(key[0]), *key))
     return [_panel(key, groups[key], by) for key in keys]
 
 
@@ -103,7 +129,9 @@ def diverged(record: dict) -> bool:
 def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
     from .. import tasks
 
-    is_accuracy = tasks.get(key[0]).metric_name == "accuracy"
+    name, depth, width, noise = key
+    task = tasks.get(name, noise=noise)
+    is_accuracy = task.metric_name == "accuracy"
     by_seed = {r["seed"]: r["ticket_metric"] for r in records}  # the ticket's test split depends on the seed only
     curves = {}
     found = _grouped(records, "pruner", *_by(by))
@@ -112,10 +140,21 @@ def _panel(key: tuple, records: list[dict], by: str | None) -> Panel:
         points = [_point(r) for r in _grouped(group, "density_label").values()]
         curves[_curve_name(curve, by)] = sorted(points, key=lambda p: p.density)
     ticket = Spread.of(by_seed.values())
-    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves)
+    planted = _planted(task.ticket(depth), task.widths(depth, width))
+    return Panel(*key, is_accuracy, len(by_seed), records[0]["ticket_density"], ticket, curves, planted)
+
+
+def _planted(ticket: Ticket, widths: Sequence[int]) -> Planted:
+    weights = [int(w.count_nonzero()) for w in ticket.weights]
+    n_weights = [n_in * n_out for n_in, n_out in itertools.pairwise(widths)]
+    n_biases = sum(int(b.count_nonzero()) for b in ticket.biases)
+    density = (sum(weights) + n_biases) / (sum(n_weights) + sum(widths[1:]))
+    return Planted(density, tuple(kept / n for kept, n in zip(weights, n_weights, strict=True)))
 
 
 def _point(records: list[dict]) -> Point:
+    names = ("strong_gap", "weak_gap", "effective_density", "precision", "recall", "f1")
+    by_layer = {name: list(zip(*(r[name] for r in records), strict=True)) for name in ("layer_density", "layer_recall")}
     return Point(
         records[0]["density_label"],
         records[0]["density"],
@@ -123,6 +162,9 @@ def _point(records: list[dict]) -> Point:
         sum(int(r["collapsed"]) for r in records),
         Spread.of(r["strong_metric"] for r in records),
         Spread.of(r["weak_metric"] for r in records),
+        **{name: Spread.of(r[name] for r in records) for name in names},
+        **{name: tuple(Spread.of(layer) for layer in layers) for name, layers in by_layer.items()},
+        n_empty=tuple(layer.count(0) for layer in by_layer["layer_density"]),
     )
 
 
@@ -140,7 +182,7 @@ def _curve_name(curve: tuple, by: str | None) -> str:
 
 
 def _curve_rank(curve: tuple) -> tuple:
-    return _rank(curve[0]), curve[0], *((value is not None, value or 0) for value in curve[1:])
+    return rank(curve[0]), curve[0], *((value is not None, value or 0) for value in curve[1:])
 
 
 def _refuse_mixtures(records: list[dict], settings: list[str], by: str | None) -> None:
@@ -165,5 +207,6 @@ def _grouped(records: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
     return groups
 
 
-def _rank(name: str) -> int:
+def rank(name: str) -> int:
+    """The place of a task or pruner in the paper's order; others come last."""
     return _ORDER.index(name) if name in _ORDER else len(_ORDER)

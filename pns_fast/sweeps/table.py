@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .summary import Panel, Spread, diverged, panels
+from .figure_style import row_titles
+from .summary import Panel, Point, Spread, diverged, panels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +64,43 @@ def tables(records: Sequence[dict], width: int = 80, by: str | None = None) -> l
     return found
 
 
+def recovery_table(records: Sequence[dict], by: str | None = None) -> Table:
+    """A rich table of the planted parameters found: mean recall/precision in percent, pruners by densities.
+
+    Args:
+        records: out of :func:`pns_fast.sweeps.read`.
+        by: a setting that tells rows of one pruner apart, see :func:`pns_fast.sweeps.panels`.
+
+    Raises:
+        ValueError: no finished cell, or a mixture of settings, see :func:`pns_fast.sweeps.panels`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    found = panels(records, by)
+    labels = {label: density for panel in found for label, density in panel.densities.items()}
+    table = Table(
+        title="[bold]planted parameters found[/]: recall/precision in %",
+        **{"title_justify": "left", "title_style": "", "box": box.SIMPLE_HEAD, "padding": (0, 0, 0, 1)},
+    )
+    table.add_column("task", no_wrap=True)
+    table.add_column("pruner", no_wrap=True)
+    labels = sorted(labels, key=labels.get)
+    for label in labels:
+        table.add_column(label, justify="right")
+    for panel, title in zip(found, row_titles(found), strict=True):
+        for i, (name, points) in enumerate(panel.curves.items()):
+            by_label = {p.label: p for p in points}
+            table.add_row(title if i == 0 else "", name, *(_found(by_label.get(label)) for label in labels))
+    return table
+
+
+def _found(point: Point | None) -> str:
+    if point is None:
+        return ""
+    return "/".join(f"{float(f'{100 * s.mean:.2g}'):g}" for s in (point.recall, point.precision))
+
+
 def _table(panel: Panel, between: str) -> Table:
     from rich import box
     from rich.table import Table
@@ -104,13 +142,14 @@ def _rounded(mse: float, n_digits: int) -> str:
 
 
 def print_results(records: Sequence[dict], by: str | None = None) -> None:
-    """Print the tables of the finished cells, if there are any."""
+    """Print the tables of the finished cells, if there are any: performance, then recovery."""
     from rich.console import Console
 
     if any(r["status"] == "ok" for r in records):
         console = Console(highlight=False)
         for table in tables(records, console.width, by):
             console.print(table)
+        console.print(recovery_table(records, by))
 
 
 def print_closing(
@@ -148,15 +187,19 @@ def print_closing(
     console.print(table)
 
 
+def phases(seconds: dict[str, float]) -> dict[str, float]:
+    """The seconds of a run by phase, in a fixed order, with what is left of "total" as "other"."""
+    named = {name: s for name, s in seconds.items() if name != "total"}
+    order = sorted(named, key=lambda name: (_PHASES.index(name) if name in _PHASES else len(_PHASES), name))
+    return {name: named[name] for name in order} | {"other": seconds["total"] - sum(named.values())}
+
+
 def _split(seconds: dict[str, float], of_workers: bool) -> Table:
     """Where the sweep's time went: a column a phase, in seconds and percent; those of several workers added up."""
     from rich import box
     from rich.table import Table
 
-    total = seconds["total"]
-    phases = {name: s for name, s in seconds.items() if name != "total"}
-    order = sorted(phases, key=lambda name: (_PHASES.index(name) if name in _PHASES else len(_PHASES), name))
-    split = {name: phases[name] for name in order} | {"other": total - sum(phases.values())}
+    total, split = seconds["total"], phases(seconds)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("sweep", no_wrap=True)
     for name in split:

@@ -41,7 +41,8 @@ def test_a_shard_of_a_figure_draws_nothing(here, capsys):
     assert main(["sweep", "merge", "paper-quick/paper-2of2.db", "-o", "paper-quick/paper.db"]) == 0
     assert main([*argv[:-1], "--quiet"]) == 0
     assert sorted(os.listdir(here / "paper-quick")) == [
-        *("fig10.csv", "fig10.pdf", "fig10.png", "paper-2of2.db", "paper.db"),
+        *("fig10-layers.pdf", "fig10-layers.png", "fig10-recovery.pdf", "fig10-recovery.png"),
+        *("fig10.csv", "fig10.pdf", "fig10.png", "paper-2of2.db", "paper.db", "results.md"),
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pns_fast import sweeps
-from pns_fast.sweeps import figures
+from pns_fast.sweeps import figure_style
 
 
 def test_axes_lines_and_ticket(grid):
@@ -19,7 +19,7 @@ def test_axes_lines_and_ticket(grid):
     circle_strong, circle_weak, helix_strong, helix_weak = drawn.axes
     assert (circle_weak.get_yscale(), circle_weak.get_ylim()) == ("linear", (0.0, 102.0))
     assert (helix_strong.get_yscale(), helix_weak.get_yscale()) == ("log", "log")
-    mean = next(line for line in circle_weak.lines if line.get_color() == figures._STYLES["random"][0])
+    mean = next(line for line in circle_weak.lines if line.get_color() == figure_style._STYLES["random"][0])
     np.testing.assert_allclose(mean.get_ydata(), [80.0, 80.0, 80.0], rtol=1e-14)
     dashed = next(line for line in circle_strong.lines if line.is_dashed())
     np.testing.assert_allclose(dashed.get_ydata(), [98.0, 98.0], rtol=1e-14)
@@ -51,7 +51,7 @@ def test_every_pruner_has_its_own_colour_and_marker(record):
         "new",
         "newer",
     ]
-    styles = figures._styles(sweeps.panels([record(pruner=name) for name in names]))
+    styles = figure_style.styles(sweeps.panels([record(pruner=name) for name in names]))
     assert set(styles) == set(names)
     assert len(set(styles.values())) == len(names)
 
@@ -85,7 +85,7 @@ def test_other_suffixes_are_refused(tmp_path, grid):
 
 def test_variants_of_a_pruner_share_its_colour_and_differ_in_line(record):
     records = [record(rounds=n) for n in (1, 10)]
-    styles = figures._styles(sweeps.panels(records, by="rounds"))
+    styles = figure_style.styles(sweeps.panels(records, by="rounds"))
     assert list(styles) == ["snip, 1 round", "snip, 10 rounds"]
     assert len({style.colour for style in styles.values()}) == 1
     assert len({style.line for style in styles.values()}) == 2

@@ -24,7 +24,8 @@ METRICS = (
     "effective_density",
     "collapsed",
 )
-METRICS += ("precision", "recall", "f1", "ticket_metric", "ticket_loss", "density_kept")
+METRICS += ("precision", "recall", "f1", "ticket_metric", "ticket_loss", "density_kept", "strong_gap", "weak_gap")
+METRICS += ("layer_density", "layer_precision", "layer_recall", "layer_f1")
 
 
 def single(tasks=("relu",), pruner=("random",), densities=(0.5,), seeds=range(4), **settings):
@@ -115,6 +116,9 @@ def test_metrics_are_those_of_the_python_api(tmp_path):
     assert record["effective_density"] == masks.effective_density()[0] <= record["density_kept"]
     assert record["collapsed"] == 0.0
     assert (record["precision"], record["recall"], record["f1"]) == (found.precision, found.recall, found.f1)
+    assert record["layer_density"] == masks.layer_densities()[0].tolist()
+    for name in ("layer_precision", "layer_recall", "layer_f1"):
+        assert record[name] == getattr(found, name)[0].tolist()
     assert record["ticket_metric"] == (output.argmax(1) == data.y_test).double().mean()
     assert record["ticket_metric"] > 0.9
     assert record["ticket_density"] == ticket.density((2, 32, 4))
@@ -140,6 +144,20 @@ def test_collapse_is_recorded(tmp_path):
     sweeps.run(cells, tmp_path / "x.db")
     (record,) = sweeps.read(tmp_path / "x.db")
     assert (record["collapsed"], record["effective_density"]) == (1.0, 0.0)
+    assert len(record["layer_density"]) == 5
+    assert 0.0 in record["layer_density"]
+    assert record["layer_recall"][record["layer_density"].index(0.0)] == 0.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gap_is_how_much_worse_than_the_ticket(tmp_path, mode):
+    sweeps.run(MODES[mode](range(2)), tmp_path / "x.db")
+    for record in sweeps.read(tmp_path / "x.db"):
+        sign = 1 if record["task"] == "circle" else -1  # accuracy, or an error
+        for stage in ("strong", "weak"):
+            gap, metric = record[f"{stage}_gap"], record[f"{stage}_metric"]
+            assert gap == sign * (record["ticket_metric"] - metric)
+            assert gap > 0  # two epochs on 180 samples: nothing comes near the ticket
 
 
 def test_ticket_performance_at_full_size():

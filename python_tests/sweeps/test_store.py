@@ -1,5 +1,6 @@
 """The store: nothing lost, nothing foreign touched, one writer."""
 
+import json
 import math
 import os
 import signal
@@ -45,6 +46,33 @@ def test_what_is_written_is_read(store, path):
     assert store.statuses() == sweeps.statuses(path) == {CELL.key: "ok"}
 
 
+def test_layers_are_a_table_of_their_own(store, path):
+    layers = {"density": [0.5, 0.0], "precision": [0.25, 0.0], "recall": [1 / 3, 0.0], "f1": [0.1, 0.0]}
+    store.write([Outcome(CELL, 1.0, 2.0, {"kept": 3}, layers=layers), outcome(OTHER)])
+    first, other = sweeps.read(path)
+    assert {name: first[f"layer_{name}"] for name in layers} == layers
+    assert not any(name.startswith("layer_") for name in other)
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT layer, density, precision, recall, f1 FROM layer WHERE key = ?", (CELL.key,))
+        assert rows.fetchall() == [(1, 0.5, 0.25, 1 / 3, 0.1), (2, 0.0, 0.0, 0.0, 0.0)]
+    with pytest.raises(ValueError, match="zip"):
+        store.write([Outcome(OTHER, 1.0, 2.0, {}, layers={**layers, "f1": [0.1]})])
+
+
+def test_a_reader_sees_one_state_of_a_running_sweep(store, path, monkeypatch):
+    store.write([outcome()])
+    loads = json.loads
+
+    def write_meanwhile(text):
+        monkeypatch.setattr(json, "loads", loads)
+        store.write([outcome(OTHER, kept=1)])
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", write_meanwhile)  # called between the tables
+    assert [r["seed"] for r in sweeps.read(path)] == [0]
+    assert [r["seed"] for r in sweeps.read(path)] == [0, 1]
+
+
 def test_failed_cell_is_replaced_when_it_succeeds(store, path):
     store.write([Outcome(CELL, 1.0, 2.0, error="Traceback: broken")])
     assert sweeps.statuses(path) == {CELL.key: "failed"}
@@ -76,7 +104,7 @@ def test_meta_and_run_are_noted(store, path):
         meta = dict(db.execute("SELECT name, value FROM meta"))
         runs = db.execute("SELECT versions, seconds FROM run").fetchall()
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
-    assert meta["schema_version"] == "1"
+    assert meta["schema_version"] == "2"
     assert set(meta) == {"schema_version", "pns_fast", "created"}
     assert runs == [('{"pns_fast": "0"}', '{"training": 1.5}')]
     assert mode in ("wal", "delete")
@@ -104,7 +132,7 @@ def test_store_of_another_version_is_refused_and_not_touched(path, use):
         db.execute("UPDATE meta SET value = '99' WHERE name = 'schema_version'")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"schema version 99, this pns_fast .* reads version 1"):
+    with pytest.raises(StoreError, match=r"schema version 99, this pns_fast .* reads version 2"):
         use(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["results.db"]

@@ -9,45 +9,12 @@ from rich.console import Console
 
 from pns_fast import sweeps
 from pns_fast.sweeps.summary import Spread
-from pns_fast.sweeps.table import CSV_COLUMNS
+from pns_fast.sweeps.table import CSV_COLUMNS, recovery_table
 
 HEADER = (
     "mode,task,depth,width,noise,pruner,density_label,density,seed,strong_metric,weak_metric,strong_loss,"
     "weak_loss,kept,effective_density,collapsed,precision,recall"
 )
-
-
-def record(**changes):
-    cell = {
-        **{"mode": "singleshot", "task": "circle", "depth": 5, "width": 100, "noise": 0.01, "pruner": "snip"},
-        **{"density_label": "0.1", "density": 0.1, "seed": 0, "epochs": 10, "status": "ok", "error": None},
-        **{"strong_metric": 0.25, "weak_metric": 0.95, "strong_loss": 1.4, "weak_loss": 0.1, "kept": 2091.0},
-        **{
-            "effective_density": 0.1,
-            "collapsed": 0.0,
-            "precision": 0.01,
-            "recall": 0.2,
-            "ticket_metric": 0.98,
-        },
-        **{"ticket_density": 108 / 20_600, "key": "k"},
-    }
-    return {**cell, **changes}
-
-
-GRID = [
-    record(
-        task=task,
-        pruner=pruner,
-        density_label=label,
-        density=density,
-        seed=seed,
-        weak_metric=weak + seed / 10,
-    )
-    for task, weak in (("helix", 0.001), ("circle", 0.7))
-    for pruner in ("synflow", "random")
-    for label, density in (("1", 1.0), ("ticket", 0.005), ("0.1", 0.1))
-    for seed in range(3)
-]
 
 
 def test_panels_are_in_the_papers_order(grid):
@@ -58,6 +25,32 @@ def test_panels_are_in_the_papers_order(grid):
     point = panels[0].curves["random"][0]
     assert (point.label, point.n, point.n_collapsed) == ("ticket", 3, 0)
     assert point.weak == Spread(pytest.approx(0.8, rel=1e-15), 0.7, 0.7 + 2 / 10)
+
+
+def test_a_point_sums_up_what_was_found_of_the_ticket(record):
+    records = [
+        record(seed=s, recall=0.1 * s, weak_gap=s / 8, layer_density=[0.5, 0.25 * (s > 1), 0.1, 1.0]) for s in range(3)
+    ]
+    (panel,) = sweeps.panels(records)
+    (point,) = panel.curves["snip"]
+    assert point.recall == Spread(pytest.approx(0.1), 0.0, pytest.approx(0.2))
+    assert point.weak_gap == Spread(0.125, 0.0, 0.25)
+    assert point.layer_density[1] == Spread(0.25 / 3, 0.0, 0.25)
+    assert point.n_empty == (0, 2, 0, 0)
+    # of 20,600 weights and 304 biases the Circle ticket has 108 and 22
+    assert panel.planted.density == 130 / 20_904
+    assert panel.planted.layer_density == (4 / 200, 4 / 10_000, 20 / 10_000, 80 / 400)
+
+
+def test_the_table_of_what_was_found(record):
+    records = [record(seed=s, recall=0.1 * s, precision=0.0123) for s in range(3)]
+    records += [record(density_label="1", density=1.0, recall=1.0, precision=0.0062, pruner="random")]
+    console = Console(width=64, file=io.StringIO(), highlight=False)
+    console.print(recovery_table(records))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["task", "pruner", "0.1", "1"] in lines
+    assert ["Circle", "random", "100/0.62"] in lines
+    assert ["snip", "10/1.2"] in lines
 
 
 def test_spread_leaves_out_what_is_not_finite():
