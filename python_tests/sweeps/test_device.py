@@ -10,7 +10,7 @@ import torch
 from pns_fast import sweeps
 from pns_fast.cli import main
 from pns_fast.sweeps import device as devices
-from pns_fast.sweeps import runner
+from pns_fast.sweeps import work
 
 SMALL = {"depths": [4], "widths": [32], "n_samples": 400, "epochs": 2}
 MODES = {
@@ -69,7 +69,7 @@ def test_a_lost_device_ends_the_run_and_blames_no_cell(tmp_path, monkeypatch):
     def lost(*_):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(runner, "run_cells", lost)
+    monkeypatch.setattr(work, "run_cells", lost)
     with pytest.raises(torch.AcceleratorError):
         sweeps.run(cells("singleshot"), tmp_path / "x.db")
     assert sweeps.statuses(tmp_path / "x.db") == {}
