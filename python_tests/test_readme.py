@@ -23,11 +23,12 @@ def test_the_python_example_runs(capsys):
 
 
 def test_the_shell_commands_parse():
-    from pns_fast.cli import main
+    from pns_fast.cli import _parser, main
 
     text = README.read_text().replace("\\\n", " ")
     commands = [c.split("#")[0].split() for c in re.findall(r"^pns-fast (.*)$", text, re.MULTILINE)]
-    sweeps = [c for c in commands if c[0] in ("sweep", "reproduce")]
-    assert len(commands) == 8
-    for command in sweeps:
-        assert main([*command, "--dry-run"]) == 0
+    assert len(commands) >= 10
+    for command in commands:
+        _parser().parse_args(command)
+        if command[0] in ("sweep", "reproduce"):
+            assert main([*command, "--dry-run"]) == 0

@@ -111,7 +111,7 @@ def _compare(names: list[str], out: Path, store: str, args: argparse.Namespace) 
         for name, claims in judge(records).items():
             if name in names and claims:
                 console.print(f"[bold]{name}[/]  {FIGURES[name].title}", claims_table(claims))
-    return write_page(records, out / "results.md", args.quick)
+    return write_page(records, out / "results.md", sweeps.runs(store), args.quick)
 
 
 def _names(given: list[str]) -> list[str]:

@@ -57,18 +57,23 @@ def claims_table(claims: Sequence[tuple[Claim, Verdict | None]]) -> Table:
     return table
 
 
-def write_page(records: Mapping[str, Sequence[dict]], path: Path, quick: bool = False) -> Path:
+def write_page(
+    records: Mapping[str, Sequence[dict]], path: Path, runs: Sequence[dict] = (), quick: bool = False
+) -> Path:
     """Write the page: a section a figure with its picture, which lies beside the page.
 
     Args:
         records: as in :func:`judge`.
         path: a Markdown file.
+        runs: of the store, out of :func:`pns_fast.sweeps.runs`: what the networks ran on is said at the head.
         quick: say that the networks are those of ``--quick``.
 
     Returns:
         ``path``.
     """
     parts = [_HEAD + (_QUICK if quick else "")]
+    for versions in dict.fromkeys(", ".join(f"{n} {v}" for n, v in run["versions"].items()) for run in runs):
+        parts.append(f"Run with {versions}.\n")
     for name, claims in judge(records).items():
         parts.append(_section(name, FIGURES[name], records[name], claims, quick))
     path.write_text("\n".join(parts), encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import pns_fast as pns
 from pns_fast.sweeps.claims import CLAIMS, Results, judged
 from pns_fast.sweeps.paper import FIGURES
 from pns_fast.sweeps.results import judge, write_page
@@ -88,6 +89,7 @@ def test_the_page_of_a_quick_run(tmp_path):
     assert main(["reproduce", "fig12", "--quick", "--quiet", "--out", str(tmp_path)]) == 0
     page = (tmp_path / "results.md").read_text()
     assert "its verdicts mean nothing" in page
+    assert f"Run with pns_fast {pns.__version__}, " in page
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Figure 12: " + FIGURES["fig12"].title]
     assert (tmp_path / re.search(r"\]\((fig12\.png)\)", page)[1]).exists()
     records = {"fig12": read(tmp_path / "paper.db")}
