@@ -22,9 +22,9 @@ TOOLS := scikit-build-core pybind11 cmake ninja
 PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff dask distributed
 
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
-PYTHON_FILES := pns_fast python_tests bench
+PYTHON_FILES := pns_fast python_tests bench docs
 
-.PHONY: all install demo paper test lint format bench packages gpu-install gpu-check gpu-sanitize clean
+.PHONY: all install demo paper paper-docs test lint format bench packages gpu-install gpu-check gpu-sanitize clean
 all: test
 
 $(VENV)/.requirements: constraints.txt
@@ -51,6 +51,10 @@ demo: install
 # Every figure of the paper on the planted tasks, with what it says beside what was measured: paper/results.md.
 paper: install
 	$(VENV)/bin/pns-fast reproduce all --out $(PAPER)
+
+# What `make paper` found as docs/results.md.
+paper-docs:
+	$(PY) docs/copy_results.py $(PAPER)
 
 test: install
 	$(PY) -m pytest $(TEST_ARGS)

@@ -270,6 +270,14 @@ _HELIX_WHY = (
     "reach; the ticket's own error is a seventh of that, and no method comes within twice the ticket's. The paper "
     "prints no errors, so where it drew the line is not known."
 )
+_SHALLOW_WHY = (
+    "It holds from density 0.1 down, and for Circle and Helix. On ReLU, where one path of positive weights is a ticket, "
+    "half of the parameters are enough for training to find it."
+)
+_SNIP_WHY = (
+    "SNIP's mean lies a little above the line and its spread is wide: the best of its networks are as good as those of "
+    "the other two."
+)
 _SOFTMAX_WHY = (
     "The public code applies a softmax before the squared error, so that its outputs are positive and add up to 1, as "
     "those of neither task do; without it edge-popup solves ReLU at density 0.5."
@@ -310,6 +318,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "In networks of depth 3 no method finds a ticket.",
             _every(*(_no_ticket("fig6", t, _WEAK, _WEAK_PRUNERS, _ALL_BELOW_1) for t in ("circle", "relu", "helix"))),
+            _SHALLOW_WHY,
         ),
     ),
     "fig8": (Claim("At depth 10 results are those of depth 5.", _as_depth_5),),
@@ -328,6 +337,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "These three find weak tickets of moderate density on Helix as well.",
             _all_find("fig4", "helix", ("magnitude", "snip", "synflow"), _MODERATE),
+            _SNIP_WHY,
         ),
         Claim(
             "SynFlow is the best of them and comes close to the ticket on Circle at the ticket's density.",

@@ -60,7 +60,7 @@ def claims_table(claims: Sequence[tuple[Claim, Verdict | None]]) -> Table:
 def write_page(
     records: Mapping[str, Sequence[dict]], path: Path, runs: Sequence[dict] = (), quick: bool = False
 ) -> Path:
-    """Write the page: a section a figure with its picture, which lies beside the page.
+    """Write the page: a section a figure with its pictures, which lie beside the page.
 
     Args:
         records: as in :func:`judge`.
@@ -90,7 +90,8 @@ def _section(
     n_ok = sum(r["status"] == "ok" for r in records)
     command = f"pns-fast reproduce {name}{' --quick' if quick else ''}"
     lines = [f"## Figure {name.removeprefix('fig')}: {figure.title}", "", f"![{figure.title}]({name}.png)", ""]
-    lines += [f"`{command}`: {n_ok:,} networks.", ""]
+    truth = f"Planted parameters found: [overall]({name}-recovery.png), [by layer]({name}-layers.png)."
+    lines += [f"`{command}`: {n_ok:,} networks. {truth}", ""]
     lines += ["| the paper says | measured | held |", "|---|---|---|"]
     known = [(claim, verdict) for claim, verdict in claims if verdict is not None]
     lines += [f"| {claim.says} | {verdict.measured} | {_HELD[verdict.held]} |" for claim, verdict in known]
