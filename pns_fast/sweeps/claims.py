@@ -271,8 +271,8 @@ _HELIX_WHY = (
     "prints no errors, so where it drew the line is not known."
 )
 _SHALLOW_WHY = (
-    "It holds from density 0.1 down, and for Circle and Helix. On ReLU, where one path of positive weights is a ticket, "
-    "half of the parameters are enough for training to find it."
+    "It holds from density 0.1 down, and for Circle and Helix. On ReLU, where one path of positive weights is a "
+    "ticket, half of the parameters are enough for training to find it."
 )
 _SNIP_WHY = (
     "SNIP's mean lies a little above the line and its spread is wide: the best of its networks are as good as those of "
