@@ -32,8 +32,8 @@ class _Conv(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, weight, mask, grad_mask, bias, *geometry):
-        return masked_conv(x, weight, mask, bias, *geometry)
+    def forward(x, weight, mask, grad_mask, bias, stride, padding, dilation):
+        return masked_conv(x, weight, mask, bias, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -65,8 +65,8 @@ class _Input(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, weight, mask, grad_mask, size, *geometry):
-        return masked_conv_input(grad, weight, mask, size, *geometry)
+    def forward(grad, weight, mask, grad_mask, size, stride, padding, dilation):
+        return masked_conv_input(grad, weight, mask, size, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -90,8 +90,8 @@ class _Outer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, x, mask, *geometry):
-        return masked_conv_outer(grad, x, mask, *geometry)
+    def forward(grad, x, mask, stride, padding, dilation):
+        return masked_conv_outer(grad, x, mask, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
