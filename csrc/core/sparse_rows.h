@@ -67,32 +67,5 @@ template <typename Vector, int kVectors = 0, typename T>
   return horizontal_sums(acc);
 }
 
-// Sums over lanes that wait until W of them can be folded together: alone, one costs as much as its entry's products.
-template <typename T, int W>
-struct PendingDots {
-  using Vector = Vec<T, W>;
-  T* dots;  // of the first sum that waits
-  bool is_first;
-  int n = 0;
-  Vector sum[W];
-
-  PendingDots(T* into, bool first) : dots(into), is_first(first) {}
-  void push(Vector s) {
-    sum[n] = s;
-    if (++n == W) {
-      const Vector total = horizontal_sums(sum);
-      (is_first ? total : total + Vector::load(dots)).store(dots);
-      dots += W;
-      n = 0;
-    }
-  }
-  void flush() {
-    for (int j = n; j < W; ++j) sum[j] = Vector::zero();
-    T total[W];
-    horizontal_sums(sum).store(total);
-    for (int j = 0; j < n; ++j) dots[j] = is_first ? total[j] : dots[j] + total[j];
-  }
-};
-
 }  // namespace
 }  // namespace pns

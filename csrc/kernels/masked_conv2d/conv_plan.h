@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "kernels/masked_conv2d/masked_conv2d.h"
@@ -56,10 +57,12 @@ struct ConvPlan {
 
   // A tile beyond what an offset of 32 bits reaches has no plan: only the sizes above are there.
   bool is_made() const { return !blocks.empty(); }
+  size_t bytes() const;
 };
 
-// `lanes` is kTileSamples.
-ConvPlan conv_forward_plan(const ConvShape& shape, const MaskPattern& pattern, int64_t lanes);
-ConvPlan conv_gradient_plan(const ConvShape& shape, const MaskPattern& pattern, int64_t lanes);
+// The plan of the forward pass, or of the input's gradient, for tiles of `lanes` samples (kTileSamples). Kept as long as
+// the pattern lives, since a training loop asks for the same ones in every step. Safe to call from several threads.
+std::shared_ptr<const ConvPlan> conv_plan(const ConvShape& shape, const std::shared_ptr<const MaskPattern>& pattern,
+                                          bool is_gradient, int64_t lanes);
 
 }  // namespace pns

@@ -68,6 +68,11 @@ std::shared_ptr<const MaskPattern> conv_pattern(const ConvShape& s, const uint8_
   return mask_pattern(mask, 1, s.n_out, s.n_in * s.kernel_h * s.kernel_w, n_threads);
 }
 
+template <typename T>
+bool is_dense_faster(const ConvShape& s, const MaskPattern& pattern, const ConvCost& cost) {
+  return sparse_to_dense(s, pattern.networks[0].n_entries, kTileSamples<T>, cost) >= 1;
+}
+
 }  // namespace
 
 template <typename T>
@@ -75,11 +80,11 @@ bool masked_conv2d_forward(const MaskedConv2dForward<T>& p, bool is_forced) {
   const ConvShape& s = p.shape;
   if (s.batch == 0) return true;
   const auto pattern = conv_pattern(s, p.mask, p.n_threads);
-  if (!is_forced && !is_sparse_faster(s, pattern->networks[0].n_entries)) return false;
-  const ConvPlan plan = conv_forward_plan(s, *pattern, kTileSamples<T>);
-  if (!plan.is_made()) return false;
-  advise_huge_pages(p.y, s.batch * plan.n_result * plan.result_features * sizeof(T));
-  ConvProducts<T>(level_functions<T>(), plan, s.batch, p.n_threads).product(p.x, p.weight, p.bias, p.y);
+  if (!is_forced && is_dense_faster<T>(s, *pattern, kForwardCost)) return false;
+  const auto plan = conv_plan(s, pattern, false, kTileSamples<T>);
+  if (!plan->is_made()) return false;
+  advise_huge_pages(p.y, s.batch * plan->n_result * plan->result_features * sizeof(T));
+  ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads).product(p.x, p.weight, p.bias, p.y);
   return true;
 }
 
@@ -92,18 +97,18 @@ bool masked_conv2d_backward(const MaskedConv2dBackward<T>& p, bool is_forced) {
     return true;
   }
   const auto pattern = conv_pattern(s, p.mask, p.n_threads);
-  if (!is_forced && !is_sparse_faster(s, pattern->networks[0].n_entries)) return false;
+  if (!is_forced && is_dense_faster<T>(s, *pattern, kBackwardCost)) return false;
   const auto run = level_functions<T>();
   if (p.grad_x != nullptr) {
-    const ConvPlan plan = conv_gradient_plan(s, *pattern, kTileSamples<T>);
-    if (!plan.is_made()) return false;
-    advise_huge_pages(p.grad_x, s.batch * plan.n_result * plan.result_features * sizeof(T));
-    ConvProducts<T>(run, plan, s.batch, p.n_threads).product(p.grad, p.weight, nullptr, p.grad_x);
+    const auto plan = conv_plan(s, pattern, true, kTileSamples<T>);
+    if (!plan->is_made()) return false;
+    advise_huge_pages(p.grad_x, s.batch * plan->n_result * plan->result_features * sizeof(T));
+    ConvProducts<T>(run, *plan, s.batch, p.n_threads).product(p.grad, p.weight, nullptr, p.grad_x);
   }
   if (p.grad_weight != nullptr) {
-    const ConvPlan plan = conv_forward_plan(s, *pattern, kTileSamples<T>);
-    if (!plan.is_made()) return false;
-    ConvProducts<T>(run, plan, s.batch, p.n_threads).weight_gradient(p.grad, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
+    const auto plan = conv_plan(s, pattern, false, kTileSamples<T>);
+    if (!plan->is_made()) return false;
+    ConvProducts<T>(run, *plan, s.batch, p.n_threads).weight_gradient(p.grad, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
   }
   return true;
 }

@@ -4,7 +4,6 @@
 #include <type_traits>
 
 #include "core/batch_tile.h"
-#include "core/sparse_rows.h"
 #include "core/vec.h"
 #include "kernels/masked_conv2d/masked_conv2d.h"
 
@@ -13,8 +12,10 @@ namespace {
 
 constexpr int kSums = 8;  // at a time: an FMA takes 4 cycles and two start each cycle
 
-// f(std::integral_constant<n>) for n in [1, kSums].
-template <int N = kSums, typename F>
+constexpr int kEntries = 4;  // of the dots, at a time: the addresses of more do not fit in registers
+
+// f(std::integral_constant<n>) for n in [1, N].
+template <int N, typename F>
 [[gnu::always_inline]] inline void with_count(int64_t n, F&& f) {
   if constexpr (N > 1) {
     if (n < N) return with_count<N - 1>(n, f);
@@ -22,9 +23,9 @@ template <int N = kSums, typename F>
   f(std::integral_constant<int, N>());
 }
 
-// As few equal pieces of at most kSums as cover n.
-inline int64_t piece_of(int64_t n) {
-  const int64_t n_pieces = (n + kSums - 1) / kSums;
+// As few equal pieces of at most `most` as cover n.
+inline int64_t piece_of(int64_t n, int64_t most) {
+  const int64_t n_pieces = (n + most - 1) / most;
   return (n + n_pieces - 1) / n_pieces;
 }
 
@@ -75,55 +76,71 @@ template <typename T, int W, int L, int N>
 
 template <typename T, int W>
 void product(const ConvEntries<T>& entries, const ConvLines& lines, const T* x, T start, T* y) {
-  const int64_t length = lines.n_pixels * kTileSamples<T>, most = piece_of(length / W) * W;
+  const int64_t length = lines.n_pixels * kTileSamples<T>, most = piece_of(length / W, kSums) * W;
   for (int64_t at = 0; at < length; at += most) {
-    with_count(std::min(most, length - at) / W, [&](auto n) {
+    with_count<kSums>(std::min(most, length - at) / W, [&](auto n) {
       constexpr int N = n, L = N == 1 ? 8 : N == 2 ? 4 : N <= 4 ? 2 : 1;
       product_column<T, W, L, N>(entries, 0, lines.n_lines, x + at, lines.x_step, start, y + at, length);
     });
   }
 }
 
-// E entries at a time: one load of grad for E FMAs. With few of them, two or four sums each.
-template <typename T, int W, int E>
+// sum[e] = sum over l and n of grad[l][n] * x[offset[e] + l * x_step + n]: one load of grad for kEntries FMAs, and two sums
+// of each entry, to have kSums.
+template <typename T, int W>
 [[gnu::always_inline]] inline void dots_block(const int32_t* offset, const ConvLines& lines, const T* grad, const T* x,
-                                              PendingDots<T, W>* pending) {
+                                              Vec<T, W>* sum) {
   using Vector = Vec<T, W>;
-  constexpr int U = E == 1 ? 4 : E <= 3 ? 2 : 1;
   const int64_t length = lines.n_pixels * kTileSamples<T>;
-  Vector sum[E][U];
-  for (int e = 0; e < E; ++e) {
-    for (int u = 0; u < U; ++u) sum[e][u] = Vector::zero();
+  const T* from[kEntries];
+  Vector second[kEntries];
+  for (int e = 0; e < kEntries; ++e) {
+    from[e] = x + offset[e];
+    sum[e] = second[e] = Vector::zero();
   }
-  for (int64_t l = 0; l < lines.n_lines; ++l) {
-    const T* from = x + l * lines.x_step;
+  for (int64_t l = 0; l < lines.n_lines; ++l, grad += length) {
     int64_t n = 0;
-    for (; n + U * W <= length; n += U * W) {
-      for (int u = 0; u < U; ++u) {
-        const Vector g = Vector::load(grad + l * length + n + u * W);
-        for (int e = 0; e < E; ++e) sum[e][u] = fma(g, Vector::load(from + offset[e] + n + u * W), sum[e][u]);
-      }
+    for (; n + 2 * W <= length; n += 2 * W) {
+      const Vector g = Vector::load(grad + n), h = Vector::load(grad + n + W);
+      for (int e = 0; e < kEntries; ++e) sum[e] = fma(g, Vector::load(from[e] + n), sum[e]);
+      for (int e = 0; e < kEntries; ++e) second[e] = fma(h, Vector::load(from[e] + n + W), second[e]);
     }
-    for (; n < length; n += W) {
-      const Vector g = Vector::load(grad + l * length + n);
-      for (int e = 0; e < E; ++e) sum[e][0] = fma(g, Vector::load(from + offset[e] + n), sum[e][0]);
+    if (n < length) {
+      const Vector g = Vector::load(grad + n);
+      for (int e = 0; e < kEntries; ++e) sum[e] = fma(g, Vector::load(from[e] + n), sum[e]);
     }
+    for (int e = 0; e < kEntries; ++e) from[e] += lines.x_step;
   }
-  for (int e = 0; e < E; ++e) {
-    for (int u = 1; u < U; ++u) sum[e][0] = sum[e][0] + sum[e][u];
-    pending->push(sum[e][0]);
-  }
+  for (int e = 0; e < kEntries; ++e) sum[e] = sum[e] + second[e];
 }
 
+// W entries, whose sums over lanes are folded together. Where fewer are left, blocks are filled up with the last one.
 template <typename T, int W>
 void dots(const ConvEntries<T>& entries, const ConvLines& lines, const T* grad, const T* x, T* dots) {
-  PendingDots<T, W> pending(dots, false);
-  const int64_t most = entries.count > 0 ? piece_of(entries.count) : 1;
-  for (int64_t k = 0; k < entries.count; k += most) {
-    with_count(std::min(most, entries.count - k),
-               [&](auto e) { dots_block<T, W, e>(entries.offset + k, lines, grad, x, &pending); });
+  using Vector = Vec<T, W>;
+  Vector sum[W];
+  for (int64_t k = 0; k < entries.count; k += W) {
+    const int64_t n = std::min<int64_t>(W, entries.count - k);
+    for (int64_t e = 0; e < W; e += kEntries) {
+      if (e + kEntries <= n) {
+        dots_block<T, W>(entries.offset + k + e, lines, grad, x, sum + e);
+      } else if (e < n) {
+        int32_t offset[kEntries];
+        for (int64_t j = 0; j < kEntries; ++j) offset[j] = entries.offset[k + std::min(e + j, n - 1)];
+        dots_block<T, W>(offset, lines, grad, x, sum + e);
+      } else {
+        for (int64_t j = e; j < e + kEntries; ++j) sum[j] = Vector::zero();
+      }
+    }
+    const Vector total = horizontal_sums(sum);
+    if (n == W) {
+      (total + Vector::load(dots + k)).store(dots + k);
+    } else {
+      T lanes[W];
+      total.store(lanes);
+      for (int64_t e = 0; e < n; ++e) dots[k + e] += lanes[e];
+    }
   }
-  pending.flush();
 }
 
 template <typename T, int W>

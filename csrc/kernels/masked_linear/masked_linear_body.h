@@ -53,6 +53,33 @@ void sparse_forward(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
   });
 }
 
+// Sums over lanes that wait until W of them can be folded together: alone, one costs as much as its entry's products.
+template <typename T, int W>
+struct PendingDots {
+  using Vector = Vec<T, W>;
+  T* dots;  // of the first sum that waits
+  bool is_first;
+  int n = 0;
+  Vector sum[W];
+
+  PendingDots(T* into, bool first) : dots(into), is_first(first) {}
+  void push(Vector s) {
+    sum[n] = s;
+    if (++n == W) {
+      const Vector total = horizontal_sums(sum);
+      (is_first ? total : total + Vector::load(dots)).store(dots);
+      dots += W;
+      n = 0;
+    }
+  }
+  void flush() {
+    for (int j = n; j < W; ++j) sum[j] = Vector::zero();
+    T total[W];
+    horizontal_sums(sum).store(total);
+    for (int j = 0; j < n; ++j) dots[j] = is_first ? total[j] : dots[j] + total[j];
+  }
+};
+
 // grad_x[column] += value * g for a row's entries. Two at a time, both loaded before either is stored: a load that
 // shares its low 12 address bits with a store still under way would wait for it, and one row's columns are distinct.
 template <typename T, int W, int V>
