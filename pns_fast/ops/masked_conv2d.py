@@ -192,10 +192,10 @@ def masked_conv2d(
     positions and is 0 elsewhere. Where the kept weights are is found once for each mask and remembered; every call
     compares the mask with that, so it may change at any time and by any means.
 
-    On the CPU a direct sparse convolution, batch innermost, runs where it is estimated to be faster, by the density, the
-    batch and the sizes; elsewhere, and always on CUDA for now, torch convolves with the masked weight, at what the dense
-    convolution costs. Both agree up to rounding. The sparse path's results do not depend on the number of threads,
-    torch's may. Under autocast it sums in float32 and returns autocast's dtype.
+    On the CPU a direct sparse convolution, batch innermost, runs where it is estimated to be faster, by the density,
+    the batch and the sizes; elsewhere, and always on CUDA for now, torch convolves with the masked weight, at what the
+    dense convolution costs. Both agree up to rounding. The sparse path's results do not depend on the number of
+    threads, torch's may. Under autocast it sums in float32 and returns autocast's dtype.
 
     Args:
         x: float32 or float64 ``[B, I, H, W]``. CUDA: float16 and bfloat16 too.

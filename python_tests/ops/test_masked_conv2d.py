@@ -226,9 +226,7 @@ def test_strided_channels_last_expanded_and_negated_inputs(path):
         assert torch.equal(x_.grad, expected[1])
         assert torch.equal(w_.grad, expected[2])
     expanded = x[:1].expand(6, 4, 7, 8)
-    assert torch.equal(
-        ops.masked_conv2d(expanded, weight, mask), ops.masked_conv2d(expanded.clone(), weight, mask)
-    )
+    assert torch.equal(ops.masked_conv2d(expanded, weight, mask), ops.masked_conv2d(expanded.clone(), weight, mask))
 
 
 def test_one_int_is_a_pair():

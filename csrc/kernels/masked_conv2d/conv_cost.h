@@ -15,8 +15,8 @@ struct ConvCost {
   double dense_macs; // multiply-adds of float32 a ns of the dense convolution
 };
 constexpr ConvCost kForwardCost{0.6, 120}, kBackwardCost{1.2, 110};  // the latter of each of two products
-constexpr double kPixelCost = 0.33;                                  // of a kept weight and a pixel of 64 bytes
-constexpr double kLayoutCost = 0.6, kDenseLayoutCost = 0.7;          // of a number of x or y
+constexpr double kPixelCost = 0.35;                                  // of a kept weight and a pixel of 64 bytes
+constexpr double kLayoutCost = 0.45;                                 // of a number of x or y, on both sides
 
 // oneDNN computes with channels in blocks of 16.
 inline double whole_blocks(int64_t channels) { return double((channels + 15) / 16 * 16); }
@@ -35,10 +35,10 @@ inline double sparse_to_dense(const ConvShape& s, int64_t n_kept, int64_t lanes,
   const double pixels = double(s.out_height()) * s.out_width(), n_tiles = double((s.batch + lanes - 1) / lanes);
   const double numbers = double(s.n_in) * s.height * s.width + s.n_out * pixels;  // of a sample
   const double sparse = level_cost() * n_kept * n_tiles * (pixels * kPixelCost + cost.entry) +
-                        kLayoutCost * numbers * n_tiles * lanes;
+                        kLayoutCost * numbers * (s.batch + n_tiles * lanes) / 2;  // what is not there is written only
   const double n_weights = whole_blocks(s.n_out) * whole_blocks(s.n_in) * s.kernel_h * s.kernel_w;
   const double macs = cost.dense_macs * lanes / kTileSamples<float>;
-  return sparse / (s.batch * (n_weights * pixels / macs + kDenseLayoutCost * numbers));
+  return sparse / (s.batch * (n_weights * pixels / macs + kLayoutCost * numbers));
 }
 
 }  // namespace
