@@ -109,19 +109,49 @@ class _Outer(torch.autograd.Function):
         return grad_grad, grad_x, None, None, None, None
 
 
-# The three by name: their backwards call one another.
+# The same outside of transforms, see is_transformed.
+
+
+class _EagerConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, mask, grad_mask, bias, stride, padding, dilation):
+        ctx.save_for_backward(x, weight, mask, grad_mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv(x, weight, mask, bias, stride, padding, dilation)
+
+    backward = _Conv.backward
+
+
+class _EagerInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, weight, mask, grad_mask, size, stride, padding, dilation):
+        ctx.save_for_backward(grad, weight, mask, grad_mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv_input(grad, weight, mask, size, stride, padding, dilation)
+
+    backward = _Input.backward
+
+
+class _EagerOuter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, x, mask, stride, padding, dilation):
+        ctx.save_for_backward(grad, x, mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv_outer(grad, x, mask, stride, padding, dilation)
+
+    backward = _Outer.backward
 
 
 def _conv(*inputs) -> Tensor:
-    return _Conv.apply(*inputs)
+    return (_Conv if is_transformed() else _EagerConv).apply(*inputs)
 
 
 def _input(*inputs) -> Tensor:
-    return _Input.apply(*inputs)
+    return (_Input if is_transformed() else _EagerInput).apply(*inputs)
 
 
 def _outer(*inputs) -> Tensor:
-    return _Outer.apply(*inputs)
+    return (_Outer if is_transformed() else _EagerOuter).apply(*inputs)
 
 
 Size = int | tuple[int, int]

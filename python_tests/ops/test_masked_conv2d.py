@@ -11,7 +11,7 @@ from ops.convolutions import SMALL, Geometry, random_geometry
 from ops.layers import F32, F64, assert_close
 from torch.nn import functional as F
 
-from pns_fast import ops, reference
+from pns_fast import _native, ops, reference
 from pns_fast.ops import _masked_conv
 
 
@@ -80,16 +80,26 @@ def test_every_path_equals_the_twin(path, seed, density):
     assert_equals_the_twin(random_geometry(seed), F64, density, seed)
 
 
-def test_the_estimate_takes_the_kernel_for_few_weights_only():
-    layer = Geometry(64, 64, 64, (8, 8))
-    taken = []
-    for density in (0.01, 1.0):
-        x, weight, mask, _ = layer.arguments(F32, density)
-        sizes = _masked_conv._sizes(len(x), x.shape[2:], weight.shape, layer.pairs)
-        y = torch.empty_like(x)
-        pointers = [t.data_ptr() for t in (x, weight, mask)]
-        taken.append(_masked_conv._FORWARD[F32](sizes, *pointers, 0, y.data_ptr(), 1, False))
-    assert taken == [True, False]
+def takes_the_kernel(geometry, density):
+    """Whether the forward and the backward pass, as estimated."""
+    x, weight, mask, bias = geometry.arguments(F32, density)
+    y = F.conv2d(x, weight, bias, *geometry.pairs)
+    sizes = _masked_conv._sizes(len(x), x.shape[2:], weight.shape, geometry.pairs)
+    x_, weight_, mask_, y_ = (t.data_ptr() for t in (x, weight, mask, y))
+    into = torch.empty_like(x), torch.empty_like(weight)
+    return (
+        _masked_conv._FORWARD[F32](sizes, x_, weight_, mask_, 0, y_, 1, False),
+        _masked_conv._BACKWARD[F32](sizes, y_, x_, weight_, mask_, *(t.data_ptr() for t in into), 0, 1, False),
+    )
+
+
+@pytest.mark.skipif(_native.cpu.best_simd_level() != "avx512", reason="narrower vectors cross elsewhere")
+def test_the_estimate_takes_the_kernel_for_few_weights_of_large_batches():
+    batch = Geometry(64, 64, 64, (8, 8))
+    assert takes_the_kernel(batch, 0.01) == takes_the_kernel(batch, 0.2) == (True, True)
+    assert takes_the_kernel(batch, 0.6) == takes_the_kernel(batch, 1.0) == (False, False)
+    assert takes_the_kernel(Geometry(1, 64, 64, (32, 32)), 0.1) == (False, False)  # most of each vector is empty
+    assert takes_the_kernel(Geometry(64, 1, 16, (28, 28)), 1.0) == (True, True)  # torch pads channels to 16
 
 
 @pytest.mark.parametrize("seed", [3, 7])
