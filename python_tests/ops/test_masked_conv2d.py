@@ -222,6 +222,17 @@ def test_a_mask_changed_in_place_is_noticed(sparse):
         mask.data[:] = ~mask
 
 
+def test_one_mask_in_several_layers(sparse):
+    """What is remembered of a mask is remembered by layer, too."""
+    x, weight, mask, bias = SMALL.arguments()
+    for _ in range(2):
+        for pairs in (SMALL.pairs, (1, 1, 1), (1, 0, 1), ((2, 2), (1, 0), (1, 2))):
+            for images in (x, x[:, :, 1:], x.float()):
+                w, b = weight.to(images.dtype), bias.to(images.dtype)
+                got, expected = (f(images, w, mask, b, *pairs) for f in (ops.masked_conv2d, reference.masked_conv2d))
+                assert_close(got, expected, "float64" if images.dtype == F64 else "float32_forward")
+
+
 def test_strided_channels_last_expanded_and_negated_inputs(path):
     geometry = Geometry(6, 4, 5, (7, 8))
     x, weight, mask, bias = geometry.arguments()
