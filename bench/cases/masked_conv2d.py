@@ -1,5 +1,5 @@
 """3 x 3 convolutions with a masked weight, padding 1: forward alone and with the gradients of x and w, every overhead
-included, at layers of VGG16 for images of 32 x 32.
+included, at layers of VGG16 for images of 32 x 32. "64 x 32 x 32" has 64 channels in and out, on 32 x 32 pixels.
 
 FLOPs are those of kept weights for us, of all for dense; the pixels beyond the border, which are zeros, count too.
 """
@@ -41,7 +41,7 @@ class Job:
     @property
     def label(self) -> str:
         at = self.layer
-        parts = [f"{at.channels} channels, {at.size} x {at.size}", f"B = {at.batch}", f"density {self.density:g}"]
+        parts = [f"{at.channels} x {at.size} x {at.size}", f"B {at.batch}", f"density {self.density:g}"]
         return ", ".join([*parts, "fwd+bwd" if self.has_backward else "fwd"])
 
 

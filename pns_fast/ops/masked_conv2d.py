@@ -224,8 +224,9 @@ def masked_conv2d(
 
     On the CPU a direct sparse convolution, batch innermost, runs where it is estimated to be faster, by the density,
     the batch and the sizes; elsewhere, and always on CUDA for now, torch convolves with the masked weight, at what the
-    dense convolution costs. Both agree up to rounding. The sparse path's results do not depend on the number of
-    threads, torch's may. Under autocast it sums in float32 and returns autocast's dtype.
+    dense convolution costs. Both agree up to rounding (on CUDA what ``torch.backends.cudnn.allow_tf32`` leaves of it).
+    The sparse path's results do not depend on the number of threads, torch's may. Under autocast it sums in float32
+    and returns autocast's dtype.
 
     Args:
         x: float32 or float64 ``[B, I, H, W]``. CUDA: float16 and bfloat16 too.
