@@ -22,7 +22,7 @@ TOOLS := scikit-build-core pybind11 cmake ninja
 PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff dask distributed
 
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
-PYTHON_FILES := pns_fast python_tests bench docs
+PYTHON_FILES := pns_fast python_tests bench docs/copy_results.py
 
 .PHONY: all install demo paper paper-docs test lint format bench packages gpu-install gpu-check gpu-sanitize clean
 all: test
