@@ -97,7 +97,7 @@ class ModuleProblem(ScoringProblem):
         """The linear layers of a sequential model, with modules between them that work on each feature by itself."""
         at, found = {name: i for i, name in enumerate(self._names)}, []
         for path, layer in _in_sequence(self._model, ""):
-            if isinstance(layer, nn.Linear) and not isinstance(layer, SupermaskLinear):
+            if isinstance(layer, nn.Linear) and not isinstance(layer, SupermaskLayer):
                 # torch.nn.utils.prune calls what it has pruned weight_orig
                 own = {leaf: at.get(f"{path}.{leaf}".lstrip(".")) for leaf, _ in layer.named_parameters(recurse=False)}
                 weight, bias = (own.get(leaf, own.get(f"{leaf}_orig")) for leaf in ("weight", "bias"))
