@@ -32,9 +32,7 @@ class Curves:
     def tensors(self, epochs: int) -> tuple[Tensor, Tensor, Tensor]:
         """As float64, NaN where an epoch did not run because the training diverged."""
         wanted = ((self.train_loss, epochs), (self.test_loss, epochs + 1), (self.metric, epochs + 1))
-        return tuple(
-            torch.tensor(values + [math.nan] * (n - len(values)), dtype=torch.float64) for values, n in wanted
-        )
+        return tuple(torch.tensor(values + [math.nan] * (n - len(values)), dtype=torch.float64) for values, n in wanted)
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ def torch_optimizer(settings: Adam | SGD, parameters: list[nn.Parameter]) -> tor
             parameters, settings.lr, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
     if isinstance(settings, SGD):
-        return torch.optim.SGD(
-            parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     raise TypeError(f"optimizer: expected an Adam or an SGD, got {type(settings).__name__}")
 
 
