@@ -32,6 +32,7 @@ void bind_topk_mask(pybind11::module_& m);
 void bind_best_match(pybind11::module_& m);
 void bind_existence_search(pybind11::module_& m);
 void bind_masked_linear(pybind11::module_& m);
+void bind_masked_conv2d(pybind11::module_& m);
 void bind_mlp_trainer(pybind11::module_& m);
 void bind_machine_peak(pybind11::module_& m);
 

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_cpu, m) {
   pns::bind_best_match(m);
   pns::bind_existence_search(m);
   pns::bind_masked_linear(m);
+  pns::bind_masked_conv2d(m);
   pns::bind_mlp_trainer(m);
   pns::bind_machine_peak(m);
 }

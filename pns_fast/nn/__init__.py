@@ -3,15 +3,19 @@
 from . import prune
 from .keep_pruned import KeepPruned, keep_pruned
 from .mask_file import load_masks, save_masks
+from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .model import finalize, get_masks, mask_model, masked_parameters, set_masks
 from .prune_module import prune_module, score_module
+from .supermask_conv2d import SupermaskConv2d
 from .supermask_linear import GetSubnet, SupermaskLinear
 
 __all__ = [
     "GetSubnet",
     "KeepPruned",
+    "MaskedConv2d",
     "MaskedLinear",
+    "SupermaskConv2d",
     "SupermaskLinear",
     "finalize",
     "get_masks",

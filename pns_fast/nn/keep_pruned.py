@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .masked_linear import MaskedLinear
+from .masked_layer import MaskedLayer
 from .model import NamedMasks, check_masks, masked_layers
 
 
@@ -56,7 +56,7 @@ def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Named
 
     Args:
         optimizer: any torch optimiser, with ``foreach`` and ``fused`` too; its ``state_dict`` stays as it is.
-        model: whose MaskedLinear layers are read at every step, so masks may change between steps.
+        model: whose masked layers are read at every step, so masks may change between steps.
         masks: bool masks by parameter name instead, for parameters of any kind, see :func:`pns_fast.prune_module`.
 
     Returns:
@@ -91,5 +91,5 @@ def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Named
 
 
 def _live_pairs(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    layers = [layer for _, layer in masked_layers(model) if isinstance(layer, MaskedLinear)]
+    layers = [layer for _, layer in masked_layers(model) if isinstance(layer, MaskedLayer)]
     return [(getattr(layer, name), mask) for layer in layers for name, mask in layer.masks().items()]

@@ -1,4 +1,4 @@
-"""Whole models: mask their linear layers, read and set masks by name, turn them back into plain layers.
+"""Whole models: mask linear layers and convolutions, read and set masks by name, turn all back into plain layers.
 
 A mask has the qualified name of its parameter, "encoder.0.weight", as in ``model.named_parameters()``.
 """
@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .masked_linear import MaskedLinear, become_masked, become_plain, check_mask
-from .supermask_linear import SupermaskLinear, subnet_become_plain
+from .masked_conv2d import MaskedConv2d, unsupported
+from .masked_layer import MaskedLayer, become_masked, become_plain, check_mask
+from .masked_linear import MaskedLinear
+from .supermask_layer import SupermaskLayer, subnet_become_plain
 
 NamedMasks = Mapping[str, Tensor]
 
@@ -31,12 +33,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
-    """A copy of ``model`` in which every plain ``nn.Linear`` is a :class:`MaskedLinear`.
+    """A copy of ``model`` in which every plain ``nn.Linear`` is a :class:`MaskedLinear`, every plain ``nn.Conv2d`` a
+    :class:`MaskedConv2d`.
 
-    Everything else stays as it is: convolutions, norms, embeddings; subclasses of nn.Linear and parametrised ones;
-    layers whose weight is read by another module, which would not see the mask (inside nn.MultiheadAttention and
-    nn.TransformerEncoderLayer, or tied to an embedding). Modules and parameters that are shared stay shared. Masked
-    layers that ``model`` has already keep their masks.
+    Everything else stays as it is: norms, embeddings, other convolutions (with groups, padded with other than zeros);
+    subclasses of the two and parametrised ones; layers whose weight is read by another module, which would not see
+    the mask (inside nn.MultiheadAttention and nn.TransformerEncoderLayer, or tied to an embedding). Modules and
+    parameters that are shared stay shared. Masked layers that ``model`` has already keep their masks.
 
     Args:
         model: any module; it is not changed. An optimiser must be made of the copy's parameters.
@@ -57,8 +60,8 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     """
     model = copy.deepcopy(unwrap(model))
     shared: dict[int, Tensor] = {}
-    for layer in _plain_linears(model):
-        become_masked(layer)
+    for layer in _plain_layers(model):
+        become_masked(layer, _MASKED[type(layer)])
         for name, mask in layer.masks().items():  # one parameter, one mask
             setattr(layer, f"{name}_mask", shared.setdefault(id(getattr(layer, name)), mask))
     if masks is not None:
@@ -66,19 +69,23 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     return model
 
 
-def _plain_linears(model: nn.Module) -> list[nn.Linear]:
-    linears = [m for m in model.modules() if type(m) is nn.Linear and set(m._parameters) == {"weight", "bias"}]
+_MASKED: dict[type, type[MaskedLayer]] = {cls.plain: cls for cls in (MaskedLinear, MaskedConv2d)}
+
+
+def _plain_layers(model: nn.Module) -> list[nn.Module]:
+    plain = [m for m in model.modules() if type(m) in _MASKED and set(m._parameters) == {"weight", "bias"}]
+    plain = [m for m in plain if not (isinstance(m, nn.Conv2d) and unsupported(m))]
     readers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
     hidden = {id(child) for reader in readers for child in reader.children()}
-    others = [m for m in model.modules() if type(m) not in (nn.Linear, MaskedLinear)]
+    others = [m for m in model.modules() if type(m) not in (*_MASKED, *_MASKED.values())]
     elsewhere = {id(p) for m in others for p in m.parameters(recurse=False)}
-    return [m for m in linears if id(m) not in hidden and not elsewhere & {id(p) for p in m.parameters()}]
+    return [m for m in plain if id(m) not in hidden and not elsewhere & {id(p) for p in m.parameters()}]
 
 
-def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLinear | SupermaskLinear]]:
+def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLayer | SupermaskLayer]]:
     """Every masked or supermask layer with its name, each once."""
     for name, module in unwrap(model).named_modules():
-        if isinstance(module, (MaskedLinear, SupermaskLinear)):
+        if isinstance(module, (MaskedLayer, SupermaskLayer)):
             yield name, module
 
 
@@ -108,7 +115,7 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
     """Copies masks into the masked layers of ``model``, in place; layers without a mask stay as they are.
 
     Args:
-        model: with MaskedLinear layers, see :func:`mask_model`.
+        model: with masked layers, see :func:`mask_model`.
         masks: bool masks by parameter name.
 
     Raises:
@@ -124,13 +131,13 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
     targets = {
         _join(prefix, name): (getattr(layer, name), mask)
         for prefix, layer in masked_layers(model)
-        if isinstance(layer, MaskedLinear)
+        if isinstance(layer, MaskedLayer)
         for name, mask in layer.masks().items()
     }
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, mask in check_names("masks", masks).items():
         if name not in targets:
-            kind = "a parameter of no MaskedLinear" if name in names else "no parameter"
+            kind = "a parameter of no masked layer" if name in names else "no parameter"
             raise ValueError(
                 f"masks: {name!r} is {kind} of the model; other parameters are pruned by finalize(model, masks) "
                 f"and keep_pruned(optimizer, model, masks)"
@@ -168,10 +175,10 @@ def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
 
     Args:
         model: with masked or supermask layers, or any module if ``masks`` are given; it is not changed.
-        masks: bool masks of any parameters by name, convolutions for instance; written in as zeros as well.
+        masks: bool masks of any parameters by name, embeddings for instance; written in as zeros as well.
 
     Returns:
-        The copy: every MaskedLinear and SupermaskLinear is a trainable nn.Linear.
+        The copy: every masked and supermask layer is a trainable plain one.
 
     Raises:
         TypeError, ValueError: naming the mask.
@@ -185,7 +192,7 @@ def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     """
     model = copy.deepcopy(unwrap(model))
     for _, layer in list(masked_layers(model)):
-        become_plain(layer) if isinstance(layer, MaskedLinear) else subnet_become_plain(layer)
+        become_plain(layer) if isinstance(layer, MaskedLayer) else subnet_become_plain(layer)
     if masks is not None:
         with torch.no_grad():
             for parameter, mask in check_masks(model, masks).values():
@@ -199,7 +206,7 @@ def masked_parameters(model: nn.Module, bias: bool = False) -> Iterator[tuple[Te
     The masks are the layers' bool buffers: a new mask is written by ``mask.copy_(...)``.
 
     Args:
-        model: with MaskedLinear layers.
+        model: with masked layers.
         bias: biases too.
 
     Returns:
@@ -213,7 +220,7 @@ def masked_parameters(model: nn.Module, bias: bool = False) -> Iterator[tuple[Te
         [(3, 2), (3,), (1, 3), (1,)]
     """
     for _, layer in masked_layers(model):
-        if isinstance(layer, MaskedLinear):
+        if isinstance(layer, MaskedLayer):
             yield layer.weight_mask, layer.weight
             if bias and layer.bias is not None:
                 yield layer.bias_mask, layer.bias

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..pruners.problem import ScoringProblem
-from .supermask_linear import SupermaskLinear
+from .supermask_layer import SupermaskLayer
 
 Batches = list[tuple[tuple, object]]
 
@@ -47,7 +47,7 @@ class ModuleProblem(ScoringProblem):
         values = {n: prepare(t.detach().clone()) if t.is_floating_point() else t.clone() for n, t in own.items()}
         for name, parameter, mask in zip(self._names, parameters, self.masks, strict=True):
             values[name] = (parameter * mask)[0]
-            if f"{name}_mask" in values:  # a MaskedLinear skips what this round's mask prunes
+            if f"{name}_mask" in values:  # a masked layer skips what this round's mask prunes
                 values[f"{name}_mask"] = mask[0].to(values[f"{name}_mask"].dtype)
         return functional_call(self._model, values, inputs)
 
@@ -120,7 +120,7 @@ def prunable_parameters(model: nn.Module, include_bias: bool, ignore: Sequence[s
         path, _, leaf = name.rpartition(".")
         module = modules[path]
         # a supermask layer's scores choose its subnet; a zero in a parametrization's original is no zero in the weight
-        if isinstance(module, (SupermaskLinear, ParametrizationList)) or not parameter.is_floating_point():
+        if isinstance(module, (SupermaskLayer, ParametrizationList)) or not parameter.is_floating_point():
             continue
         has_weight = any(p.dim() >= 2 for p in module.parameters(recurse=False))
         is_bias = parameter.dim() == 1 and "bias" in leaf and has_weight

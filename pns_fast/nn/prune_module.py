@@ -12,7 +12,7 @@ from .. import ops, rng
 from ..pruners import registry, round_density
 from ..pruners.checks import check_choice, check_count, check_density
 from ..pruners.prune import SCHEDULES, SCOPES
-from .masked_linear import check_mask
+from .masked_layer import check_mask
 from .model import NamedMasks, check_names, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
 

@@ -3,6 +3,7 @@
 from ._supermask import supermask
 from .best_match import BestMatch, best_match
 from .existence_search import ExistenceMatch, existence_search
+from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
 from .mlp_trainer import batch_order, mlp_gradients, mlp_trainer
 from .topk_mask import kth_largest, topk_mask
@@ -14,6 +15,7 @@ __all__ = [
     "best_match",
     "existence_search",
     "kth_largest",
+    "masked_conv2d",
     "masked_linear",
     "mlp_gradients",
     "mlp_trainer",

@@ -11,6 +11,7 @@ from torch import nn
 
 import pns_fast as pns
 from pns_fast.nn import (
+    MaskedConv2d,
     MaskedLinear,
     SupermaskLinear,
     finalize,
@@ -84,20 +85,43 @@ def test_full_masks_change_nothing_and_finalize_keeps_the_outputs(make, shape):
     pruned = masked(model)
     assert not torch.allclose(pruned(x), model(x))
     plain = finalize(pruned)
-    assert not any(isinstance(m, MaskedLinear) for m in plain.modules())
+    assert not any(isinstance(m, (MaskedLinear, MaskedConv2d)) for m in plain.modules())
     torch.testing.assert_close(plain(x), pruned(x))
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert not plain.training
     torch.testing.assert_close(mask_model(plain)(x), plain(x))
 
 
-def test_every_plain_linear_is_masked_and_nothing_else_changes():
+def test_every_plain_layer_is_masked_and_nothing_else_changes():
     model = convolutional()
     copied = mask_model(model)
-    assert [type(m) for m in copied][:4] == [type(m) for m in model][:4]
-    assert [type(m) for m in copied][4:] == [MaskedLinear, MaskedLinear]
-    assert list(get_masks(copied)) == ["4.weight", "4.bias", "5.weight", "5.bias"]
+    assert [type(m) for m in copied][1:4] == [type(m) for m in model][1:4]
+    assert [type(m) for m in (copied[0], *copied[4:])] == [MaskedConv2d, MaskedLinear, MaskedLinear]
+    assert list(get_masks(copied)) == [f"{i}.{name}" for i in (0, 4, 5) for name in ("weight", "bias")]
     assert get_masks(model) == {}
+
+
+def test_convolutions_without_a_masked_layer_are_left_alone():
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3, groups=2),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, 2, padding="same"),
+        nn.Conv1d(2, 2, 3),
+        nn.ConvTranspose2d(2, 2, 3),
+    )
+    assert [type(m) for m in mask_model(model)] == [type(m) for m in model]
+    with pytest.raises(ValueError, match=r"'0.weight' is a parameter of no masked layer"):
+        mask_model(model, {"0.weight": torch.ones(2, 1, 3, 3, dtype=torch.bool)})
+
+
+def test_masks_of_prune_module_go_into_convolutions():
+    model, batch = convolutional(), (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    masks = pns.prune_module(model, "snip", 0.2, batch, nn.functional.cross_entropy)
+    pruned = mask_model(model, masks).eval()
+    assert all(torch.equal(get_masks(pruned)[name], mask) for name, mask in masks.items())
+    torch.testing.assert_close(pruned(batch[0]), finalize(model.eval(), masks)(batch[0]))
+    again = pns.prune_module(pruned, "snip", 0.1, batch, nn.functional.cross_entropy)
+    assert all((mask <= masks[name]).all() for name, mask in again.items())
 
 
 def test_hooks_and_attributes_stay():
@@ -130,7 +154,7 @@ def test_a_layer_tied_to_an_embedding_is_left_alone():
     assert type(copied.output) is nn.Linear
     assert copied.output.weight is copied.embedding.weight
     assert type(copied.hidden) is MaskedLinear
-    with pytest.raises(ValueError, match=r"'output.weight' is a parameter of no MaskedLinear"):
+    with pytest.raises(ValueError, match=r"'output.weight' is a parameter of no masked layer"):
         mask_model(Tagger(), {"output.weight": torch.ones(9, 4, dtype=torch.bool)})
 
 

@@ -37,6 +37,10 @@ def gradient_arguments(loss, **changes):
     return (p, mask, widths, x, y, dataset), {"loss": loss, **changes}
 
 
+# grad, x, weight and mask of a convolution; stride, padding and dilation
+CONV = rand(3, 4, 2, 6), rand(3, 2, 5, 6), rand(4, 2, 3, 2), on(4, 2, 3, 2)
+GEOMETRY = [2, 1], [1, 1], [2, 2]
+
 SAMPLES = {
     "topk_mask rows": ("topk_mask", (rand(3, 5), 2), {}),
     "topk_mask density": ("topk_mask", (rand(7, dtype=F32), 0.3), {}),
@@ -99,6 +103,27 @@ SAMPLES = {
         {},
     ),
     "masked_outer strided": ("masked_outer", (rand(3, 4).T, rand(5, 4).T, on(5, 3).T), {}),
+    "masked_conv2d": (
+        "masked_conv2d",
+        (rand(3, 2, 5, 6, grad=True), rand(4, 2, 3, 2, grad=True), on(4, 2, 3, 2), rand(4, grad=True), [2, 1], 1, 2),
+        {},
+    ),
+    "masked_conv2d float mask": (
+        "masked_conv2d",
+        (rand(3, 2, 5, 6, dtype=F32), rand(4, 2, 3, 2, dtype=F32, grad=True), rand(4, 2, 3, 2, dtype=F32)),
+        {},
+    ),
+    "masked_conv": ("masked_conv", (*CONV[1:], rand(4), *GEOMETRY), {}),
+    "masked_conv channels last": (
+        "masked_conv",
+        (*(t.to(memory_format=torch.channels_last) for t in CONV[1:]), None, *GEOMETRY),
+        {},
+    ),
+    "masked_conv_input": ("masked_conv_input", (CONV[0], *CONV[2:], [5, 6], *GEOMETRY), {}),
+    "masked_conv_outer": ("masked_conv_outer", (*CONV[:2], CONV[3], *GEOMETRY), {}),
+    "masked_conv_backward": ("masked_conv_backward", (*CONV, *GEOMETRY, [True, True, True]), {}),
+    "masked_conv_backward of x": ("masked_conv_backward", (*CONV, *GEOMETRY, [True, False, False]), {}),
+    "masked_conv_backward of bias": ("masked_conv_backward", (*CONV, *GEOMETRY, [False, False, True]), {}),
     "mlp_trainer adam": ("mlp_trainer", *trainer_arguments(ADAM)),
     "mlp_trainer sgd": ("mlp_trainer", *trainer_arguments(SGD, "cross_entropy", schedule="cosine")),
     "mlp_trainer steps": ("mlp_trainer", *trainer_arguments(ADAM, **STEP)),
@@ -127,7 +152,7 @@ def test_every_registered_op_has_samples():
 
 
 def test_every_kernel_of_the_api_is_a_torch_op():
-    for name in ("topk_mask", "kth_largest", "best_match", "masked_linear", "supermask"):
+    for name in ("topk_mask", "kth_largest", "best_match", "masked_linear", "masked_conv2d", "supermask"):
         assert hasattr(pns.ops, name)
         assert hasattr(pns.reference, name)
         assert hasattr(OPS, name), f"torch.ops.pns_fast.{name}"
@@ -157,6 +182,20 @@ WRONG_PRODUCTS = {
     "backward: grad": lambda: OPS.masked_backward(rand(4, 2), rand(4, 5), rand(3, 5), on(3, 5), [False, True, False]),
     "backward: mask": lambda: OPS.masked_backward(rand(4, 3), rand(4, 5), rand(3, 5), on(2, 5), [False, True, False]),
     "outer: dtypes": lambda: OPS.masked_outer(rand(4, 3, dtype=F32), rand(4, 5), on(3, 5)),
+    "conv: mask": lambda: OPS.masked_conv(*CONV[1:3], on(40, 2, 3, 2), None, *GEOMETRY),
+    "conv: float mask": lambda: OPS.masked_conv(*CONV[1:3], CONV[2], None, *GEOMETRY),
+    "conv: bias": lambda: OPS.masked_conv(*CONV[1:], rand(5), *GEOMETRY),
+    "conv: padding": lambda: OPS.masked_conv(*CONV[1:], None, [1, 1], [0, -1], [1, 1]),
+    "conv input: size": lambda: OPS.masked_conv_input(CONV[0], *CONV[2:], [50, 60], *GEOMETRY),
+    "conv input: grad": lambda: OPS.masked_conv_input(CONV[0][:, :3], *CONV[2:], [5, 6], *GEOMETRY),
+    "conv input: dtypes": lambda: OPS.masked_conv_input(CONV[0].float(), *CONV[2:], [5, 6], *GEOMETRY),
+    "conv outer: batches": lambda: OPS.masked_conv_outer(CONV[0][:1], CONV[1], CONV[3], *GEOMETRY),
+    "conv outer: mask": lambda: OPS.masked_conv_outer(*CONV[:2], on(4, 3, 3, 2), *GEOMETRY),
+    "conv outer: dtypes": lambda: OPS.masked_conv_outer(CONV[0].float(), CONV[1], CONV[3], *GEOMETRY),
+    "conv backward: grad": lambda: OPS.masked_conv_backward(CONV[0][:, :, :1], *CONV[1:], *GEOMETRY, [True] * 3),
+    "conv backward: x": lambda: OPS.masked_conv_backward(
+        CONV[0], CONV[1][:, :1], *CONV[2:], *GEOMETRY, [False, True, False]
+    ),
 }
 
 

@@ -31,18 +31,6 @@ void for_pieces(int64_t n, int n_threads, F&& f) {
   parallel_items(n_pieces, n_threads, [&](int64_t i, int) { f(i * kPiece, std::min(n, (i + 1) * kPiece)); });
 }
 
-// f(j) for the kept entries j of the n from bit `first` on.
-template <typename F>
-void for_kept(const uint64_t* bits, int64_t first, int64_t n, F&& f) {
-  const int64_t last = first + n;
-  for (int64_t word = first / 64; word * 64 < last; ++word) {
-    uint64_t left = bits[word];
-    if (word * 64 < first) left &= ~uint64_t{0} << (first - word * 64);
-    if (last - word * 64 < 64) left &= ~(~uint64_t{0} << (last - word * 64));
-    for (; left != 0; left &= left - 1) f(word * 64 + __builtin_ctzll(left) - first);
-  }
-}
-
 int64_t count_kept(const uint64_t* bits, int64_t first, int64_t n) {
   int64_t count = 0;
   const int64_t last = first + n;

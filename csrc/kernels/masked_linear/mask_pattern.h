@@ -58,4 +58,19 @@ struct MaskBitFunctions {
 MaskBitFunctions mask_bits_avx2();
 MaskBitFunctions mask_bits_avx512();
 
+namespace {
+
+// f(j) for the kept entries j of the n from bit `first` on.
+template <typename F>
+void for_kept(const uint64_t* bits, int64_t first, int64_t n, F&& f) {
+  const int64_t last = first + n;
+  for (int64_t word = first / 64; word * 64 < last; ++word) {
+    uint64_t left = bits[word];
+    if (word * 64 < first) left &= ~uint64_t{0} << (first - word * 64);
+    if (last - word * 64 < 64) left &= ~(~uint64_t{0} << (last - word * 64));
+    for (; left != 0; left &= left - 1) f(word * 64 + __builtin_ctzll(left) - first);
+  }
+}
+
+}  // namespace
 }  // namespace pns

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/batch_tile.h"
 #include "core/dense_product.h"
 #include "core/sparse_rows.h"
 #include "core/vec.h"
@@ -22,44 +23,14 @@ inline void with_vectors(int64_t width, F&& f) {
   }
 }
 
-// W samples by W features at a time through registers, along W samples from end to end: W streams that the processor
-// fetches ahead. What does not fill a block goes one by one.
 template <typename T, int W>
 void gather_tile(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, T* tile, int64_t width) {
-  using Vector = Vec<T, W>;
-  for (int64_t b = 0; b < width; b += W) {
-    for (int64_t f = 0; f < n_features; f += W) {
-      if (f + W <= n_features && b + W <= n_batch) {
-        Vector block[W];
-        for (int j = 0; j < W; ++j) block[j] = Vector::load(x + (b + j) * x_stride + f);
-        transpose(block);
-        for (int j = 0; j < W; ++j) block[j].store(tile + (f + j) * width + b);
-        continue;
-      }
-      for (int64_t i = f; i < f + W && i < n_features; ++i) {
-        for (int64_t j = b; j < b + W; ++j) tile[i * width + j] = j < n_batch ? x[j * x_stride + i] : T{0};
-      }
-    }
-  }
+  gather_features<T, W>(x, x_stride, n_batch, n_features, width, [&](int64_t f) { return tile + f * width; });
 }
 
 template <typename T, int W>
 void scatter_tile(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride) {
-  using Vector = Vec<T, W>;
-  for (int64_t b = 0; b < n_batch; b += W) {
-    for (int64_t f = 0; f < n_features; f += W) {
-      if (f + W <= n_features && b + W <= n_batch) {
-        Vector block[W];
-        for (int j = 0; j < W; ++j) block[j] = Vector::load(tile + (f + j) * width + b);
-        transpose(block);
-        for (int j = 0; j < W; ++j) block[j].store(y + (b + j) * y_stride + f);
-        continue;
-      }
-      for (int64_t i = f; i < f + W && i < n_features; ++i) {
-        for (int64_t j = b; j < b + W && j < n_batch; ++j) y[j * y_stride + i] = tile[i * width + j];
-      }
-    }
-  }
+  scatter_features<T, W>(n_batch, n_features, y, y_stride, [&](int64_t f) { return tile + f * width; });
 }
 
 template <typename T, int W>

@@ -1,0 +1,179 @@
+// A call's work along its plans: tiles of the batch times blocks of the image, and what its threads share.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/aligned_buffer.h"
+#include "core/parallel.h"
+#include "kernels/masked_conv2d/conv_plan.h"
+#include "kernels/masked_conv2d/masked_conv2d.h"
+
+namespace pns {
+namespace {
+
+// Kept between calls: fresh memory costs more than many a product.
+template <typename T>
+struct ConvScratch {
+  AlignedBuffer<T> source, results, ones;    // of each thread
+  AlignedBuffer<T> values, dots, bias_dots;  // of a call
+};
+template <typename T>
+ConvScratch<T>& conv_scratch() {
+  static thread_local ConvScratch<T> kept;
+  return kept;
+}
+
+template <typename T>
+class ConvProducts {
+ public:
+  ConvProducts(const MaskedConv2dFunctions<T>& run, const ConvPlan& plan, int64_t batch, int n_threads)
+      : run_(run), plan_(plan), rows_(plan.rows), batch_(batch), n_tiles_((batch + kLanes - 1) / kLanes),
+        n_blocks_(plan.blocks.size()), n_threads_(n_threads), shared_(conv_scratch<T>()) {}
+
+  // result = the product of the plan with source; bias [n_result] or null.
+  void product(const T* source, const T* weight, const T* bias, T* result) {
+    const int64_t n_entries = rows_.offset.size();
+    shared_.values.resize(n_entries);
+    for (int64_t k = 0; k < n_entries; ++k) shared_.values[k] = weight[rows_.weight[k]];
+    const T* values = shared_.values.data();
+    const int64_t n_items = n_tiles_ * n_blocks_, n_splits = splits_of(n_items);
+    parallel_items(n_items * n_splits, n_threads_, [&](int64_t job, int) {
+      ConvScratch<T>& own = conv_scratch<T>();
+      const int64_t item = job / n_splits;
+      const ConvBlock& block = plan_.blocks[item % n_blocks_];
+      gather_source(item, source, &own);
+      for_channels(block.result, job % n_splits, n_splits, [&](int64_t first, int64_t last) {
+        const int64_t plane = block.result.plane, phase_size = plane / plan_.n_phases * kLanes;
+        own.results.resize((last - first) * plane * kLanes);
+        for (int64_t r = 0; r < (last - first) * plan_.n_phases; ++r) {
+          const int64_t row = first * plan_.n_phases + r;
+          const T start = bias == nullptr ? T{0} : bias[first + r / plan_.n_phases];
+          run_.product(entries_of(row, values), lines_of(block), own.source.data(), start,
+                       own.results.data() + r * phase_size);
+        }
+        run_.scatter(own.results.data(), block.result.place.data(), samples_of(item),
+                     (last - first) * block.result.n_features,
+                     result + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + block.result.first,
+                     plan_.n_result * plan_.result_features);
+      });
+    });
+  }
+
+  // The gradients of the kept weights and of the bias [n_result] (or null) along a forward plan.
+  void weight_gradient(const T* grad, const T* x, int64_t n_weights, T* grad_weight, T* grad_bias) {
+    const int64_t n_entries = rows_.offset.size(), n_items = n_tiles_ * n_blocks_;
+    const int64_t n_parts = parts_of(n_items, n_entries), n_splits = splits_of(n_parts);
+    shared_.dots.assign_zero(n_parts * n_entries), shared_.bias_dots.assign_zero(n_parts * plan_.n_result);
+    T *dots = shared_.dots.data(), *bias_dots = shared_.bias_dots.data();
+    parallel_items(n_parts * n_splits, n_threads_, [&](int64_t job, int) {
+      const int64_t part = job / n_splits;
+      for (int64_t item = n_items * part / n_parts; item < n_items * (part + 1) / n_parts; ++item) {
+        add_dots(item, job % n_splits, n_splits, grad, x, dots + part * n_entries,
+                 grad_bias == nullptr ? nullptr : bias_dots + part * plan_.n_result);
+      }
+    });
+    const int64_t n_columns = n_weights / plan_.n_result;
+    parallel_items(plan_.n_result, n_weights > 100'000 ? n_threads_ : 1, [&](int64_t o, int) {
+      std::fill_n(grad_weight + o * n_columns, n_columns, T{0});
+      for (int64_t k = rows_.begin[o]; k < rows_.begin[o + 1]; ++k) {
+        grad_weight[rows_.weight[k]] = sum_of_parts(dots + k, n_parts, n_entries);
+      }
+      if (grad_bias != nullptr) grad_bias[o] = sum_of_parts(bias_dots + o, n_parts, plan_.n_result);
+    });
+  }
+
+ private:
+  static constexpr int64_t kLanes = kTileSamples<T>;
+
+  int64_t tile_of(int64_t item) const { return item / n_blocks_; }
+  int64_t samples_of(int64_t item) const { return std::min(kLanes, batch_ - tile_of(item) * kLanes); }
+
+  // Where there are fewer items than threads, those share an item's result channels, and each lays out the source.
+  int64_t splits_of(int64_t n_items) const {
+    return std::clamp<int64_t>((n_threads_ + n_items - 1) / n_items, 1, plan_.n_result);
+  }
+
+  // Sums of the weight's gradient are formed part by part: as many as a machine has threads, within reason, but not by
+  // the number of threads.
+  static int64_t parts_of(int64_t n_items, int64_t n_entries) {
+    constexpr int64_t kMostParts = 64, kMostNumbers = int64_t{1} << 21;
+    return std::clamp<int64_t>(kMostNumbers / std::max<int64_t>(1, n_entries), 1, std::min(n_items, kMostParts));
+  }
+
+  static T sum_of_parts(const T* first, int64_t n_parts, int64_t step) {
+    T sum = first[0];
+    for (int64_t part = 1; part < n_parts; ++part) sum += first[part * step];
+    return sum;
+  }
+
+  // f(first, last) for the channels of one split, as many at once as a run has.
+  template <typename F>
+  void for_channels(const ConvRun& run, int64_t split, int64_t n_splits, F&& f) const {
+    const int64_t end = plan_.n_result * (split + 1) / n_splits;
+    for (int64_t c = plan_.n_result * split / n_splits; c < end; c += run.n_channels) {
+      f(c, std::min(end, c + run.n_channels));
+    }
+  }
+
+  ConvEntries<T> entries_of(int64_t row, const T* values) const {
+    const int64_t k = rows_.begin[row];
+    return {rows_.begin[row + 1] - k, rows_.offset.data() + k, values == nullptr ? nullptr : values + k};
+  }
+  ConvLines lines_of(const ConvBlock& block) const {
+    return {block.n_lines, plan_.n_pixels, plan_.x_step * kLanes};
+  }
+
+  // The item's tile of source, zeros around the image included.
+  void gather_source(int64_t item, const T* source, ConvScratch<T>* own) const {
+    const ConvBlock& block = plan_.blocks[item % n_blocks_];
+    const ConvRun& run = block.source;
+    own->source.resize(plan_.n_source * plan_.plane * kLanes);
+    T* tile = own->source.data();
+    const int64_t stride = plan_.n_source * plan_.source_features;
+    const T* samples = source + tile_of(item) * kLanes * stride + run.first;
+    for (int64_t c = 0; c < plan_.n_source; c += run.n_channels) {
+      const int64_t n = std::min(run.n_channels, plan_.n_source - c);
+      run_.gather(samples + c * plan_.source_features, stride, samples_of(item), n * run.n_features, run.place.data(),
+                  tile + c * plan_.plane * kLanes);
+    }
+    for (int64_t c = 0; c < plan_.n_source; ++c) {
+      for (int32_t hole : block.holes) std::memset(tile + (c * plan_.plane + hole) * kLanes, 0, kLanes * sizeof(T));
+    }
+  }
+
+  void add_dots(int64_t item, int64_t split, int64_t n_splits, const T* grad, const T* x, T* dots, T* bias_dots) const {
+    ConvScratch<T>& own = conv_scratch<T>();
+    const ConvBlock& block = plan_.blocks[item % n_blocks_];
+    const ConvRun& run = block.result;
+    const ConvLines lines = lines_of(block);
+    gather_source(item, x, &own);
+    const int64_t n_numbers = run.plane * kLanes;
+    own.results.resize(run.n_channels * n_numbers), own.ones.resize(plan_.n_pixels * kLanes);
+    std::fill_n(own.ones.data(), plan_.n_pixels * kLanes, T{1});
+    for_channels(run, split, n_splits, [&](int64_t first, int64_t last) {
+      if (bias_dots == nullptr && rows_.begin[first] == rows_.begin[last]) return;
+      run_.gather(grad + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + run.first,
+                  plan_.n_result * plan_.result_features, samples_of(item), (last - first) * run.n_features,
+                  run.place.data(), own.results.data());
+      for (int64_t o = first; o < last; ++o) {
+        const T* channel = own.results.data() + (o - first) * n_numbers;
+        run_.dots(entries_of(o, nullptr), lines, channel, own.source.data(), dots + rows_.begin[o]);
+        if (bias_dots != nullptr) {
+          const int32_t nowhere = 0;
+          run_.dots({1, &nowhere, nullptr}, {lines.n_lines, lines.n_pixels, 0}, channel, own.ones.data(), bias_dots + o);
+        }
+      }
+    });
+  }
+
+  const MaskedConv2dFunctions<T> run_;
+  const ConvPlan& plan_;
+  const ConvRows& rows_;
+  const int64_t batch_, n_tiles_, n_blocks_;
+  const int n_threads_;
+  ConvScratch<T>& shared_;
+};
+
+}  // namespace
+}  // namespace pns

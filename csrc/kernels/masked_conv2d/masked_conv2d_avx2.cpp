@@ -1,0 +1,8 @@
+#include "kernels/masked_conv2d/masked_conv2d_body.h"
+
+namespace pns {
+
+template <> MaskedConv2dFunctions<float> masked_conv2d_avx2<float>() { return masked_conv2d_functions<float, 8>(); }
+template <> MaskedConv2dFunctions<double> masked_conv2d_avx2<double>() { return masked_conv2d_functions<double, 4>(); }
+
+}  // namespace pns

@@ -1,0 +1,322 @@
+"""The products of masked_conv2d as torch ops: the convolution, the gradient of its input, the gradient of its weight,
+and all gradients in one call. Not differentiable themselves: see masked_conv2d.py.
+
+On the CPU kept weights alone are read where the kernel estimates that to be faster (csrc/kernels/masked_conv2d/
+conv_cost.h); elsewhere, and on CUDA, torch convolves with the masked weight. Results are contiguous on every path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from . import _memory
+from ._library import check_same_device, check_same_dtype, check_shape, check_tensor, library, pointer
+from ._masked_product import dtypes_on
+
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation"
+library.define(f"masked_conv(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_GEOMETRY}) -> Tensor")
+library.define(f"masked_conv_input(Tensor grad, Tensor weight, Tensor mask, SymInt[2] size, {_GEOMETRY}) -> Tensor")
+library.define(f"masked_conv_outer(Tensor grad, Tensor x, Tensor mask, {_GEOMETRY}) -> Tensor")
+library.define(
+    f"masked_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_GEOMETRY}, bool[3] wanted) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+masked_conv = torch.ops.pns_fast.masked_conv.default
+masked_conv_input = torch.ops.pns_fast.masked_conv_input.default
+masked_conv_outer = torch.ops.pns_fast.masked_conv_outer.default
+masked_conv_backward = torch.ops.pns_fast.masked_conv_backward.default
+
+_FORWARD = {torch.float32: _native.cpu.masked_conv2d_forward_f32, torch.float64: _native.cpu.masked_conv2d_forward_f64}
+_BACKWARD = {
+    torch.float32: _native.cpu.masked_conv2d_backward_f32,
+    torch.float64: _native.cpu.masked_conv2d_backward_f64,
+}
+
+Pair = Sequence[int]
+PATHS = ("estimate", "sparse", "dense")
+path = "estimate"  # on the CPU; tests choose
+
+
+# ---- checks
+
+
+def out_size(size: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+    """Height and width of the result for ``size``, those of x."""
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    ]
+
+
+def check_geometry(stride: Pair, padding: Pair, dilation: Pair) -> None:
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if len(pair) != 2 or min(pair) < least:
+            raise ValueError(f"{name}: expected an int or a pair of at least {least}, got {tuple(pair)}")
+
+
+def check_conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Pair) -> None:
+    floats = dtypes_on(x.device)
+    check_tensor("x", x, floats, (4,))
+    check_tensor("weight", weight, floats, (4,))
+    check_tensor("mask", mask, (torch.bool, *floats))
+    check_geometry(*geometry)
+    n_out, n_in, *kernel = weight.shape
+    if min(weight.shape) < 1:
+        raise ValueError(f"weight: expected sizes of at least 1, got shape {tuple(weight.shape)}")
+    if x.shape[1] != n_in:
+        raise ValueError(f"x: expected shape [B, {n_in}, H, W] (weight's inputs; one group), got {tuple(x.shape)}")
+    if min(x.shape[2:]) < 1 or min(out_size(x.shape[2:], kernel, *geometry)) < 1:
+        raise ValueError(f"x: expected an image as large as the kernel, got {tuple(x.shape)} for {tuple(weight.shape)}")
+    check_shape("mask", mask, weight.shape, "that of weight")
+    if bias is not None:
+        check_tensor("bias", bias, floats)
+        check_shape("bias", bias, (n_out,), "weight's outputs")
+    check_same_dtype(x=x, weight=weight, bias=bias, mask=None if mask.dtype == torch.bool else mask)
+    check_same_device(x=x, weight=weight, mask=mask, bias=bias)
+
+
+def _check_bool(mask: Tensor) -> None:
+    check_tensor("mask", mask, (torch.bool,))
+
+
+def _check_grad(grad: Tensor, n: int, weight: Tensor, size: Sequence[int], geometry: Sequence[Pair]) -> None:
+    check_tensor("grad", grad, (weight.dtype,) if weight.dtype != torch.bool else (), (4,))
+    expected = (n, weight.shape[0], *out_size(size, weight.shape[2:], *geometry))
+    check_shape("grad", grad, expected, "that of the result")
+
+
+def _check_input(grad: Tensor, weight: Tensor, mask: Tensor, size: Sequence[int], *geometry: Pair) -> None:
+    check_tensor("grad", grad, dtypes_on(grad.device), (4,))
+    check_tensor("weight", weight, (grad.dtype,), (4,))
+    x = grad.new_empty(1).expand(grad.shape[0], weight.shape[1], *size)
+    check_conv(x, weight, mask, None, *geometry)
+    _check_bool(mask)
+    _check_grad(grad, grad.shape[0], weight, size, geometry)
+
+
+def _check_outer(grad: Tensor, x: Tensor, mask: Tensor, *geometry: Pair) -> None:
+    check_tensor("x", x, dtypes_on(x.device), (4,))
+    check_tensor("mask", mask, (torch.bool,), (4,))
+    check_conv(x, x.new_empty(1).expand(mask.shape), mask, None, *geometry)
+    check_same_dtype(x=x, grad=grad)
+    check_same_device(x=x, grad=grad)
+    _check_grad(grad, x.shape[0], mask, x.shape[2:], geometry)
+
+
+# ---- torch's convolution with the masked weight
+
+
+def _masked(weight: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, weight, 0).contiguous()
+
+
+@torch.no_grad()
+def _dense_conv(x, weight, mask, bias, stride, padding, dilation) -> Tensor:
+    y = torch.nn.functional.conv2d(x.contiguous(), _masked(weight, mask), bias, stride, padding, dilation)
+    return y.contiguous()
+
+
+@torch.no_grad()
+def _dense_backward(grad, x, weight, mask, stride, padding, dilation, wanted):
+    """Of x, weight and bias; None where not wanted. ``x`` and ``weight`` may be tensors of the right shape only, where
+    a gradient does not need them."""
+    grad, x = grad.contiguous(), x if x.stride(-1) == 0 else x.contiguous()
+    options = (mask.shape[:1], stride, padding, dilation, False, (0, 0), 1, wanted)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, x, weight, *options)
+    return (
+        grad_x.contiguous() if wanted[0] else None,
+        torch.where(mask, grad_weight, 0).contiguous() if wanted[1] else None,
+        grad_bias if wanted[2] else None,
+    )
+
+
+def _shape_only(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return like.new_zeros(1).expand(shape)
+
+
+# ---- the CPU's kernel
+
+
+def _sizes(n: int, size: Sequence[int], weight_shape: Sequence[int], geometry: Sequence[Pair]) -> list[int]:
+    n_out, n_in, *kernel = weight_shape
+    return [n, n_in, *size, n_out, *kernel, *(value for pair in geometry for value in pair)]
+
+
+def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias) -> bool:
+    """False where torch's convolution is estimated to be faster."""
+    tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask)]
+    pointers = [pointer(t) for t in (*tensors, grad_x, grad_weight, grad_bias)]
+    return _BACKWARD[grad.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse")
+
+
+def _masked_conv_cpu(x, weight, mask, bias, stride, padding, dilation) -> Tensor:
+    geometry = stride, padding, dilation
+    check_conv(x, weight, mask, bias, *geometry)
+    _check_bool(mask)
+    if path != "dense":
+        y = _memory.empty(_out_shape(x, weight, geometry), x.dtype)
+        tensors = [t if t is None else t.contiguous() for t in (x, weight, mask, bias)]
+        sizes = _sizes(len(x), x.shape[2:], weight.shape, geometry)
+        pointers = [pointer(t) for t in (*tensors, y)]
+        if _FORWARD[x.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse"):
+            return y
+    return _dense_conv(x, weight, mask, bias, *geometry)
+
+
+def _masked_conv_input_cpu(grad, weight, mask, size, *geometry) -> Tensor:
+    _check_input(grad, weight, mask, size, *geometry)
+    if path != "dense":
+        grad_x = _memory.empty((len(grad), weight.shape[1], *size), grad.dtype)
+        sizes = _sizes(len(grad), size, weight.shape, geometry)
+        if _sparse_backward(sizes, grad, None, weight, mask, grad_x, None, None):
+            return grad_x
+    return _dense_input(grad, weight, mask, size, *geometry)
+
+
+def _dense_input(grad, weight, mask, size, *geometry) -> Tensor:
+    x = _shape_only(grad, (len(grad), weight.shape[1], *size))
+    return _dense_backward(grad, x, _masked(weight, mask), mask, *geometry, [True, False, False])[0]
+
+
+def _masked_conv_outer_cpu(grad, x, mask, *geometry) -> Tensor:
+    _check_outer(grad, x, mask, *geometry)
+    if path != "dense":
+        grad_weight = _memory.empty(mask.shape, x.dtype)
+        sizes = _sizes(len(x), x.shape[2:], mask.shape, geometry)
+        if _sparse_backward(sizes, grad, x, None, mask, None, grad_weight, None):
+            return grad_weight
+    return _dense_outer(grad, x, mask, *geometry)
+
+
+def _dense_outer(grad, x, mask, *geometry) -> Tensor:
+    return _dense_backward(grad, x, _shape_only(x, mask.shape), mask, *geometry, [False, True, False])[1]
+
+
+def _masked_conv_backward_cpu(grad, x, weight, mask, stride, padding, dilation, wanted):
+    geometry = stride, padding, dilation
+    _check_backward(grad, x, weight, mask, *geometry)
+    if path != "dense":
+        results = _empty_gradients(x, weight, wanted, _memory.empty)
+        sizes = _sizes(len(x), x.shape[2:], weight.shape, geometry)
+        into = [result if wants else None for result, wants in zip(results, wanted, strict=True)]
+        if not wanted[1]:  # the kernel forms the bias's beside the weight's
+            into[2] = None
+        if _sparse_backward(sizes, grad, x, weight, mask, *into):
+            if wanted[2] and not wanted[1]:
+                torch.sum(grad, (0, 2, 3), out=results[2])
+            return results
+    return _dense_gradients(grad, x, weight, mask, *geometry, wanted)
+
+
+def _dense_gradients(grad, x, weight, mask, stride, padding, dilation, wanted):
+    found = _dense_backward(grad, x, _masked(weight, mask), mask, stride, padding, dilation, wanted)
+    return tuple(x.new_empty(0) if result is None else result for result in found)
+
+
+# ---- CUDA: torch's convolution
+
+
+def _masked_conv_cuda(x, weight, mask, bias, *geometry) -> Tensor:
+    check_conv(x, weight, mask, bias, *geometry)
+    _check_bool(mask)
+    return _dense_conv(x, weight, mask, bias, *geometry)
+
+
+def _masked_conv_input_cuda(grad, weight, mask, size, *geometry) -> Tensor:
+    _check_input(grad, weight, mask, size, *geometry)
+    return _dense_input(grad, weight, mask, size, *geometry)
+
+
+def _masked_conv_outer_cuda(grad, x, mask, *geometry) -> Tensor:
+    _check_outer(grad, x, mask, *geometry)
+    return _dense_outer(grad, x, mask, *geometry)
+
+
+def _masked_conv_backward_cuda(grad, x, weight, mask, stride, padding, dilation, wanted):
+    _check_backward(grad, x, weight, mask, stride, padding, dilation)
+    return _dense_gradients(grad, x, weight, mask, stride, padding, dilation, wanted)
+
+
+for _name, _on_cpu, _on_cuda in (
+    ("masked_conv", _masked_conv_cpu, _masked_conv_cuda),
+    ("masked_conv_input", _masked_conv_input_cpu, _masked_conv_input_cuda),
+    ("masked_conv_outer", _masked_conv_outer_cpu, _masked_conv_outer_cuda),
+    ("masked_conv_backward", _masked_conv_backward_cpu, _masked_conv_backward_cuda),
+):
+    library.impl(_name, _on_cpu, "CPU")
+    library.impl(_name, _on_cuda, "CUDA")
+
+
+# ---- shapes, for tracing
+
+
+def _out_shape(x: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> tuple[int, ...]:
+    return (x.shape[0], weight.shape[0], *out_size(x.shape[2:], weight.shape[2:], *geometry))
+
+
+def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool], empty) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias; without elements where not wanted."""
+    shapes = x.shape, weight.shape, weight.shape[:1]
+    return tuple(empty(s if wants else (0,), dtype=x.dtype) for s, wants in zip(shapes, wanted, strict=True))
+
+
+def _check_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, *geometry: Pair) -> None:
+    check_conv(x, weight, mask, None, *geometry)
+    _check_bool(mask)
+    check_same_device(x=x, grad=grad)
+    _check_grad(grad, x.shape[0], weight, x.shape[2:], geometry)
+
+
+@torch.library.register_fake("pns_fast::masked_conv", lib=library)
+def _(x, weight, mask, bias, *geometry):
+    check_conv(x, weight, mask, bias, *geometry)
+    _check_bool(mask)
+    return x.new_empty(_out_shape(x, weight, geometry))
+
+
+@torch.library.register_fake("pns_fast::masked_conv_input", lib=library)
+def _(grad, weight, mask, size, *geometry):
+    _check_input(grad, weight, mask, size, *geometry)
+    return grad.new_empty((grad.shape[0], weight.shape[1], *size))
+
+
+@torch.library.register_fake("pns_fast::masked_conv_outer", lib=library)
+def _(grad, x, mask, *geometry):
+    _check_outer(grad, x, mask, *geometry)
+    return x.new_empty(mask.shape)
+
+
+@torch.library.register_fake("pns_fast::masked_conv_backward", lib=library)
+def _(grad, x, weight, mask, stride, padding, dilation, wanted):
+    _check_backward(grad, x, weight, mask, stride, padding, dilation)
+    return _empty_gradients(x, weight, wanted, x.new_empty)
+
+
+# ---- vmap: one after another; a convolution is large enough to wait for
+
+
+def _register_loop(name: str) -> None:
+    op = getattr(torch.ops.pns_fast, name).default
+
+    def rule(info, in_dims, *arguments):
+        def at(i: int) -> list:
+            return [
+                a.select(dim, i) if isinstance(a, Tensor) and dim is not None else a
+                for a, dim in zip(arguments, in_dims, strict=True)
+            ]
+
+        results = [op(*at(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+
+    torch.library.register_vmap(f"pns_fast::{name}", rule, lib=library)
+
+
+for _name in ("masked_conv", "masked_conv_input", "masked_conv_outer", "masked_conv_backward"):
+    _register_loop(_name)
