@@ -77,9 +77,11 @@ def figure(records: Sequence[dict]) -> Figure | None:
     left.set_ylabel(f"{records[0]['data']}, {records[0]['model']}\ntest accuracy (%)")
     unpruned = [r for r in weak if r["pruner"] == UNPRUNED]
     for pruner in PRUNERS:
-        _curve(left, [r for r in weak if r["pruner"] == pruner] + unpruned, "weak_accuracy", pruner)
+        if own := [r for r in weak if r["pruner"] == pruner]:
+            _curve(left, own + unpruned, "weak_accuracy", pruner)
     for pruner in POPUPS:
-        _curve(right, [r for r in popup if r["pruner"] == pruner], "strong_accuracy", pruner)
+        if own := [r for r in popup if r["pruner"] == pruner]:
+            _curve(right, own, "strong_accuracy", pruner)
     if planted:
         accuracy = 100 * _mean([r["strong_accuracy"] for r in planted])
         density = _mean([r["planted_density"] for r in planted])
@@ -190,8 +192,6 @@ def _accuracy_axes(ax: Axes, title: str, records: list[dict]) -> None:
 
 def _curve(ax: Axes, records: list[dict], measure: str, pruner: str) -> None:
     densities = sorted({r["density"] for r in records})
-    if not records:
-        return
     values = [[100 * _value(r, measure) for r in records if r["density"] == d] for d in densities]
     colour, marker = _STYLES[pruner]
     ax.fill_between(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .. import ops, rng
-from ..nn.model import finalize, unwrap
-from ..nn.module_problem import prunable_parameters
+from .. import rng
+from ..nn.model import finalize, get_masks, masked_layers, supermask_model
+from ..nn.supermask_layer import SupermaskLayer
 from ..pruners.checks import check_count, check_density
 from .module_loop import fit, module_data, torch_optimizer
 from .optimizers import SGD, Adam
@@ -26,39 +24,6 @@ class ModulePopupResult(ModuleResult):
     """A ModuleResult (of the masked, untrained module) with the masks found."""
 
     masks: dict[str, Tensor]
-
-
-class _Subnet(nn.Module):
-    """A module whose parameters are fixed; its scores, one a parameter, choose which of them it computes with."""
-
-    def __init__(self, model: nn.Module, seed: int) -> None:
-        super().__init__()
-        self.model, self.keep = copy.deepcopy(model).requires_grad_(False), 1.0
-        found = prunable_parameters(self.model, include_bias=True, ignore=())
-        generator = rng.generator(rng.network_keys(seed, 1)[0], "edge_popup_scores")
-        self.names, self.scores = list(found), nn.ParameterList()
-        for parameter in found.values():
-            scores = torch.zeros_like(parameter)
-            if parameter.dim() > 1:
-                bound = 1 / math.sqrt(parameter[0].numel())
-                scores.copy_(torch.from_numpy(generator.uniform(-bound, bound, parameter.shape)))
-            self.scores.append(nn.Parameter(scores))
-
-    def masks(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {n: _supermask(s, self.keep).bool() for n, s in zip(self.names, self.scores, strict=True)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        chosen = {
-            name: self.model.get_parameter(name) * _supermask(scores, self.keep)
-            for name, scores in zip(self.names, self.scores, strict=True)
-        }
-        return functional_call(self.model, chosen, (x,))
-
-
-def _supermask(scores: Tensor, keep: float) -> Tensor:
-    # not scores.abs(): its gradient at 0 is 0, and bias scores, which start there, would never move
-    return ops.supermask(torch.where(scores < 0, -scores, scores).flatten(), keep).view_as(scores)
 
 
 def edge_popup_module(
@@ -80,7 +45,8 @@ def edge_popup_module(
     straight through to all |scores|; weight scores start uniform in ``+-1/sqrt(fan_in)``, bias scores at zero.
 
     Args:
-        model: any module; its parameters stay as they are, those of norms are not chosen from.
+        model: any module; its parameters stay as they are. Chosen from are those of the layers that
+            :func:`pns_fast.nn.supermask_model` knows; others, of norms for instance, are used in full.
         data: as in :func:`train_module`.
         density: fraction kept of each layer's weights and of its biases, in (0, 1].
         epochs: passes over the training data, >= 0.
@@ -103,20 +69,40 @@ def edge_popup_module(
     >>> int(found.masks["0.weight"].sum())  # ceil(0.5 * 8 * 9)
     36
     """
-    model, density = unwrap(model), check_density(density)
+    density = check_density(density)
     if not isinstance(anneal, bool):
         raise TypeError(f"anneal: expected a bool, got {anneal!r}")
     settings, epochs = optimizer, check_count("epochs", epochs, 0)
-    subnet = _Subnet(model, seed)
-    data = module_data(data, model, loss)
+    subnet, layers = _subnet(model, density, seed)
+    data = module_data(data, subnet, loss)
 
-    def before_epoch(epoch: int) -> None:
-        subnet.keep = density ** ((epoch + 1) / epochs) if anneal else density
+    def keep_of_epoch(epoch: int) -> None:
+        for layer in layers:
+            layer.keep = density ** ((epoch + 1) / epochs) if anneal and epochs else density
 
-    # before training: that of the first epoch
-    before_epoch(0) if epochs else setattr(subnet, "keep", density)
-    opt = torch_optimizer(settings, list(subnet.scores))
-    curves = fit(subnet, opt, settings, data, epochs, batch_size, seed, before_epoch, progress)
-    subnet.keep = density
-    masks = subnet.masks()
-    return ModulePopupResult(finalize(subnet.model.requires_grad_(True), masks), *curves.tensors(epochs), masks)
+    keep_of_epoch(0)
+    opt = torch_optimizer(settings, [p for p in subnet.parameters() if p.requires_grad])
+    curves = fit(subnet, opt, settings, data, epochs, batch_size, seed, keep_of_epoch, progress)
+    for layer in layers:
+        layer.keep = density  # after a training that ended early as well
+    masks = get_masks(subnet)
+    return ModulePopupResult(finalize(subnet).requires_grad_(True), *curves.tensors(epochs), masks)
+
+
+def _subnet(model: nn.Module, density: float, seed: int) -> tuple[nn.Module, list[SupermaskLayer]]:
+    """The model with supermask layers, everything but their scores fixed, and these layers."""
+    subnet = supermask_model(model, density)
+    layers = [layer for _, layer in masked_layers(subnet) if isinstance(layer, SupermaskLayer)]
+    if not layers:
+        raise ValueError("model: expected linear layers or convolutions to choose from, found none")
+    generator = rng.generator(rng.network_keys(seed, 1)[0], "edge_popup_scores")
+    subnet.requires_grad_(False)
+    with torch.no_grad():
+        for layer in layers:
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            drawn = generator.uniform(-bound, bound, layer.weight.shape)
+            layer.weight_scores.copy_(torch.from_numpy(drawn))
+            for scores in (layer.weight_scores, layer.bias_scores):
+                if scores is not None:
+                    scores.requires_grad_(True)
+    return subnet, layers

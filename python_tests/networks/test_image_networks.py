@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,7 @@ def test_shapes(name, in_channels):
 
 def test_numbers_of_parameters():
     channels = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6]
-    vgg16 = sum(conv(a, b) + b for a, b in zip(channels, channels[1:], strict=False)) + 512 * 10 + 10
+    vgg16 = sum(conv(a, b) + b for a, b in itertools.pairwise(channels)) + 512 * 10 + 10
     counts = {n: sum(p.numel() for p in image_network(n).parameters()) for n in ("vgg16", "resnet20")}
     # option B: 1 x 1 convolutions with batch norm where shapes change
     stages = [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
