@@ -75,8 +75,8 @@ def multishot_module(
     >>> data = pns.tasks.images("digits").part(100, 50)
     >>> network = pns.networks.image_network("vgg-small", in_channels=1, width=0.25)
     >>> found = multishot_module(network, "synflow", 0.1, data, rounds=2, round_epochs=1, epochs=1)
-    >>> sum(int(mask.sum()) for mask in found.masks.values())  # ceil(0.1 * 18,514)
-    1852
+    >>> sum(int(mask.sum()) for mask in found.masks.values())  # ceil(0.1 * 18,370)
+    1837
     """
     density, rounds = check_density(density), check_count("rounds", rounds, 1)
     check_choice("schedule", schedule, SCHEDULES)
