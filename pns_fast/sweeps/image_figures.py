@@ -47,14 +47,17 @@ def save_results(records: Sequence[dict], name: str, write: Write) -> list[str]:
     Returns:
         The names of the files.
     """
+    import matplotlib
+
     files = {
         f"{name}.csv": _csv(_COLUMNS, records),
         f"{name}-layers.csv": _csv(_LAYER_COLUMNS, _layer_rows(records)),
     }
-    drawn = {name: figure(records), f"{name}-recovery": recovery_figure(records)}
-    for stem, found in drawn.items():
-        if found is not None:
-            files |= {f"{stem}{suffix}": _image(found, suffix[1:]) for suffix in (".png", ".pdf")}
+    with matplotlib.rc_context(_RC):
+        drawn = {name: figure(records), f"{name}-recovery": recovery_figure(records)}
+        for stem, found in drawn.items():
+            if found is not None:
+                files |= {f"{stem}.{kind}": _image(found, kind) for kind in ("png", "pdf")}
     for file, content in files.items():
         write(file, content)
     return list(files)
@@ -73,7 +76,7 @@ def figure(records: Sequence[dict]) -> Figure | None:
     drawn = _new_figure(7.0, 3.1)
     left, right = drawn.subplots(1, 2, sharey=True)
     _accuracy_axes(left, "Weak tickets, after training", weak)
-    _accuracy_axes(right, "Strong tickets by edge-popup, planted network", popup)
+    _accuracy_axes(right, "Strong tickets by edge-popup, ticket planted", popup)
     left.set_ylabel(f"{records[0]['data']}, {records[0]['model']}\ntest accuracy (%)")
     unpruned = [r for r in weak if r["pruner"] == UNPRUNED]
     for pruner in PRUNERS:
@@ -119,8 +122,9 @@ def recovery_figure(records: Sequence[dict]) -> Figure | None:
     for ax in axes[-1]:
         ax.set_xlabel("layer")
     handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles.append(axes[0, 0].lines[1])
     legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "title": "density"}
-    drawn.legend(handles, labels, **legend)
+    drawn.legend(handles, [*labels, "a random mask"], **legend)
     return drawn
 
 
@@ -170,11 +174,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: no backend, no global state
 
-    with matplotlib.rc_context(_RC):
-        return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _accuracy_axes(ax: Axes, title: str, records: list[dict]) -> None:
@@ -221,11 +223,8 @@ def _shade(i: int, n: int):
 
 
 def _image(drawn: Figure, kind: str) -> bytes:
-    import matplotlib
-
     written = io.BytesIO()
-    with matplotlib.rc_context(_RC):
-        drawn.savefig(written, dpi=200, format=kind)
+    drawn.savefig(written, dpi=200, format=kind)
     return written.getvalue()
 
 
