@@ -167,6 +167,10 @@ def dense_networks(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(x, (weight * mask).mT)
 
 
+def dense_conv(x: Tensor, weight: Tensor, mask: Tensor, padding: int) -> Tensor:
+    return F.conv2d(x, weight * mask, padding=padding)
+
+
 def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
     """Kept weights as torch CSR with 32-bit indices, the faster ones in MKL. Kept zeros stay."""
     csr = mask.float().to_sparse_csr()

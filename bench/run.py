@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 import peers_jax
 import torch
-from cases import best_match, existence_search, masked_linear, mlp_trainer, topk_mask
+from cases import best_match, existence_search, masked_conv2d, masked_linear, mlp_trainer, topk_mask
 from ceilings import Ceilings, measure_ceilings
 from harness import Case, Row, measure
 from report import as_dict, print_ceilings, print_head, print_kernel, print_row, print_summary
@@ -29,6 +29,7 @@ KERNELS = {
     "best_match": best_match,
     "existence_search": existence_search,
     "masked_linear": masked_linear,
+    "masked_conv2d": masked_conv2d,
     "mlp_trainer": mlp_trainer,
 }
 FIGURES = (".png", ".pdf", ".svg")

@@ -15,12 +15,13 @@ import torch
 import pns_fast as pns
 
 BENCH = Path(__file__).parents[1] / "bench"
-KERNELS = ("topk_mask", "best_match", "existence_search", "masked_linear", "mlp_trainer")
+KERNELS = ("topk_mask", "best_match", "existence_search", "masked_linear", "masked_conv2d", "mlp_trainer")
 PEERS = {
     "topk_mask": {"torch.kthvalue, compare", "torch.topk, scatter", "numpy.partition, compare", "torch.sort, scatter"},
     "best_match": {"torch, two GEMMs, argmax", "Python loop"},
     "existence_search": {"torch, rand, product", "numpy Philox, product"},
     "masked_linear": {"torch F.linear(x, w * m)", "torch CSR"},
+    "masked_conv2d": {"torch F.conv2d(x, w * m)"},
     "mlp_trainer": {
         "torch loop, 1 network",
         "torch baddbmm, 8 networks",

@@ -115,13 +115,11 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, weight, 0).contiguous()
 
 
-@torch.no_grad()
 def _dense_conv(x, weight, mask, bias, stride, padding, dilation) -> Tensor:
     y = torch.nn.functional.conv2d(x.contiguous(), _masked(weight, mask), bias, stride, padding, dilation)
     return y.contiguous()
 
 
-@torch.no_grad()
 def _dense_backward(grad, x, weight, mask, stride, padding, dilation, wanted):
     """Of x, weight and bias; None where not wanted. ``x`` and ``weight`` may be tensors of the right shape only, where
     a gradient does not need them."""

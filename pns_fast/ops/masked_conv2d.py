@@ -109,19 +109,49 @@ class _Outer(torch.autograd.Function):
         return grad_grad, grad_x, None, None, None, None
 
 
-# The three by name: their backwards call one another.
+# The same outside of transforms, see is_transformed.
+
+
+class _EagerConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, mask, grad_mask, bias, stride, padding, dilation):
+        ctx.save_for_backward(x, weight, mask, grad_mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv(x, weight, mask, bias, stride, padding, dilation)
+
+    backward = _Conv.backward
+
+
+class _EagerInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, weight, mask, grad_mask, size, stride, padding, dilation):
+        ctx.save_for_backward(grad, weight, mask, grad_mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv_input(grad, weight, mask, size, stride, padding, dilation)
+
+    backward = _Input.backward
+
+
+class _EagerOuter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, x, mask, stride, padding, dilation):
+        ctx.save_for_backward(grad, x, mask)
+        ctx.geometry = stride, padding, dilation
+        return masked_conv_outer(grad, x, mask, stride, padding, dilation)
+
+    backward = _Outer.backward
 
 
 def _conv(*inputs) -> Tensor:
-    return _Conv.apply(*inputs)
+    return (_Conv if is_transformed() else _EagerConv).apply(*inputs)
 
 
 def _input(*inputs) -> Tensor:
-    return _Input.apply(*inputs)
+    return (_Input if is_transformed() else _EagerInput).apply(*inputs)
 
 
 def _outer(*inputs) -> Tensor:
-    return _Outer.apply(*inputs)
+    return (_Outer if is_transformed() else _EagerOuter).apply(*inputs)
 
 
 Size = int | tuple[int, int]
@@ -194,8 +224,9 @@ def masked_conv2d(
 
     On the CPU a direct sparse convolution, batch innermost, runs where it is estimated to be faster, by the density,
     the batch and the sizes; elsewhere, and always on CUDA for now, torch convolves with the masked weight, at what the
-    dense convolution costs. Both agree up to rounding. The sparse path's results do not depend on the number of
-    threads, torch's may. Under autocast it sums in float32 and returns autocast's dtype.
+    dense convolution costs. Both agree up to rounding (on CUDA what ``torch.backends.cudnn.allow_tf32`` leaves of it).
+    The sparse path's results do not depend on the number of threads, torch's may. Under autocast it sums in float32
+    and returns autocast's dtype.
 
     Args:
         x: float32 or float64 ``[B, I, H, W]``. CUDA: float16 and bfloat16 too.

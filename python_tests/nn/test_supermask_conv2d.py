@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pns_fast.nn import SupermaskConv2d, finalize, get_masks
+from pns_fast.nn import SupermaskConv2d, SupermaskLinear, finalize, get_masks
 
 
 def make_layer(keep=0.3, **options):
@@ -58,10 +58,9 @@ def test_training_finds_a_subnet():
     x = torch.randn(128, 1, 6, 6, generator=generator)
     y = (x[:, 0, :3].sum((1, 2)) > x[:, 0, 3:].sum((1, 2))).long()
     torch.manual_seed(0)
-    model = nn.Sequential(SupermaskConv2d(1, 16, 3, 0.3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
-    model[3].requires_grad_(False)
+    model = nn.Sequential(SupermaskConv2d(1, 16, 3, 0.3), nn.ReLU(), nn.Flatten(), SupermaskLinear(256, 2, 0.3))
     before = model[0].weight.clone()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()

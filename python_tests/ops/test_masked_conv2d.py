@@ -11,7 +11,7 @@ from ops.convolutions import SMALL, Geometry, random_geometry
 from ops.layers import F32, F64, assert_close
 from torch.nn import functional as F
 
-from pns_fast import ops, reference
+from pns_fast import _native, ops, reference
 from pns_fast.ops import _masked_conv
 
 
@@ -80,16 +80,26 @@ def test_every_path_equals_the_twin(path, seed, density):
     assert_equals_the_twin(random_geometry(seed), F64, density, seed)
 
 
-def test_the_estimate_takes_the_kernel_for_few_weights_only():
-    layer = Geometry(64, 64, 64, (8, 8))
-    taken = []
-    for density in (0.01, 1.0):
-        x, weight, mask, _ = layer.arguments(F32, density)
-        sizes = _masked_conv._sizes(len(x), x.shape[2:], weight.shape, layer.pairs)
-        y = torch.empty_like(x)
-        pointers = [t.data_ptr() for t in (x, weight, mask)]
-        taken.append(_masked_conv._FORWARD[F32](sizes, *pointers, 0, y.data_ptr(), 1, False))
-    assert taken == [True, False]
+def takes_the_kernel(geometry, density):
+    """Whether the forward and the backward pass, as estimated."""
+    x, weight, mask, bias = geometry.arguments(F32, density)
+    y = F.conv2d(x, weight, bias, *geometry.pairs)
+    sizes = _masked_conv._sizes(len(x), x.shape[2:], weight.shape, geometry.pairs)
+    x_, weight_, mask_, y_ = (t.data_ptr() for t in (x, weight, mask, y))
+    into = torch.empty_like(x), torch.empty_like(weight)
+    return (
+        _masked_conv._FORWARD[F32](sizes, x_, weight_, mask_, 0, y_, 1, False),
+        _masked_conv._BACKWARD[F32](sizes, y_, x_, weight_, mask_, *(t.data_ptr() for t in into), 0, 1, False),
+    )
+
+
+@pytest.mark.skipif(_native.cpu.best_simd_level() != "avx512", reason="narrower vectors cross elsewhere")
+def test_the_estimate_takes_the_kernel_for_few_weights_of_large_batches():
+    batch = Geometry(64, 64, 64, (8, 8))
+    assert takes_the_kernel(batch, 0.01) == takes_the_kernel(batch, 0.2) == (True, True)
+    assert takes_the_kernel(batch, 0.6) == takes_the_kernel(batch, 1.0) == (False, False)
+    assert takes_the_kernel(Geometry(1, 64, 64, (32, 32)), 0.1) == (False, False)  # most of each vector is empty
+    assert takes_the_kernel(Geometry(64, 1, 16, (28, 28)), 1.0) == (True, True)  # torch pads channels to 16
 
 
 @pytest.mark.parametrize("seed", [3, 7])
@@ -210,6 +220,17 @@ def test_a_mask_changed_in_place_is_noticed(sparse):
         y = ops.masked_conv2d(x, weight, mask, bias, *SMALL.pairs)
         assert_close(y, reference.masked_conv2d(x, weight, mask, bias, *SMALL.pairs), "float64")
         mask.data[:] = ~mask
+
+
+def test_one_mask_in_several_layers(sparse):
+    """What is remembered of a mask is remembered by layer, too."""
+    x, weight, mask, bias = SMALL.arguments()
+    for _ in range(2):
+        for pairs in (SMALL.pairs, (1, 1, 1), (1, 0, 1), ((2, 2), (1, 0), (1, 2))):
+            for images in (x, x[:, :, 1:], x.float()):
+                w, b = weight.to(images.dtype), bias.to(images.dtype)
+                got, expected = (f(images, w, mask, b, *pairs) for f in (ops.masked_conv2d, reference.masked_conv2d))
+                assert_close(got, expected, "float64" if images.dtype == F64 else "float32_forward")
 
 
 def test_strided_channels_last_expanded_and_negated_inputs(path):

@@ -25,11 +25,19 @@ ConvScratch<T>& conv_scratch() {
 }
 
 template <typename T>
+void release_large_conv_scratch() {
+  constexpr size_t kMost = size_t{1} << 26;
+  auto& kept = conv_scratch<T>();
+  const size_t n = kept.source.size() + kept.results.size() + kept.values.size() + kept.dots.size();
+  if (n * sizeof(T) > kMost) kept = {};
+}
+
+template <typename T>
 class ConvProducts {
  public:
   ConvProducts(const MaskedConv2dFunctions<T>& run, const ConvPlan& plan, int64_t batch, int n_threads)
       : run_(run), plan_(plan), rows_(plan.rows), batch_(batch), n_tiles_((batch + kLanes - 1) / kLanes),
-        n_blocks_(plan.blocks.size()), n_threads_(n_threads), shared_(conv_scratch<T>()) {}
+        n_blocks_(plan.blocks.size()), n_threads_(threads_for(n_threads)), shared_(conv_scratch<T>()) {}
 
   // result = the product of the plan with source; bias [n_result] or null.
   void product(const T* source, const T* weight, const T* bias, T* result) {
@@ -85,6 +93,15 @@ class ConvProducts {
 
  private:
   static constexpr int64_t kLanes = kTileSamples<T>;
+
+  // A sum of kept weights and of numbers laid out, which take about four times as long.
+  int threads_for(int n_threads) const {
+    constexpr double kWorkPerThread = 3e5;  // some 20 us
+    const double numbers = double(plan_.n_source) * plan_.source_features + double(plan_.n_result) * plan_.result_features;
+    const double pixels = double(std::min(plan_.source_features, plan_.result_features));
+    const double work = double(n_tiles_) * kLanes * (rows_.offset.size() * pixels + 4 * numbers);
+    return std::max(1, static_cast<int>(std::min<double>(n_threads, work / kWorkPerThread)));
+  }
 
   int64_t tile_of(int64_t item) const { return item / n_blocks_; }
   int64_t samples_of(int64_t item) const { return std::min(kLanes, batch_ - tile_of(item) * kLanes); }

@@ -85,6 +85,7 @@ bool masked_conv2d_forward(const MaskedConv2dForward<T>& p, bool is_forced) {
   if (!plan->is_made()) return false;
   advise_huge_pages(p.y, s.batch * plan->n_result * plan->result_features * sizeof(T));
   ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads).product(p.x, p.weight, p.bias, p.y);
+  release_large_conv_scratch<T>();
   return true;
 }
 
@@ -110,6 +111,7 @@ bool masked_conv2d_backward(const MaskedConv2dBackward<T>& p, bool is_forced) {
     if (!plan->is_made()) return false;
     ConvProducts<T>(run, *plan, s.batch, p.n_threads).weight_gradient(p.grad, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
   }
+  release_large_conv_scratch<T>();
   return true;
 }
 

@@ -1,0 +1,97 @@
+"""3 x 3 convolutions with a masked weight, padding 1: forward alone and with the gradients of x and w, every overhead
+included, at layers of VGG16 for images of 32 x 32. "64 x 32 x 32" has 64 channels in and out, on 32 x 32 pixels.
+
+FLOPs are those of kept weights for us, of all for dense; the pixels beyond the border, which are zeros, count too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import peers
+import torch
+from harness import Case, Contender, differs
+from torch import Tensor
+
+from pns_fast import ops
+
+TOLERANCE = 1e-4  # relative to the largest entry; sums of up to 131,072 float32 terms in another order
+DENSITIES = (0.01, 0.05, 0.1, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """channels -> channels on size x size pixels."""
+
+    channels: int
+    size: int
+    batch: int = 128
+
+
+LAYERS = {"full": (Layer(64, 32), Layer(256, 8), Layer(512, 2)), "quick": (Layer(16, 8, 32), Layer(64, 8))}
+
+
+@dataclass(frozen=True)
+class Job:
+    layer: Layer
+    density: float
+    has_backward: bool
+
+    @property
+    def label(self) -> str:
+        at = self.layer
+        parts = [f"{at.channels} x {at.size} x {at.size}", f"B {at.batch}", f"density {self.density:g}"]
+        return ", ".join([*parts, "fwd+bwd" if self.has_backward else "fwd"])
+
+
+def cases(quick: bool, device: str) -> list[Case]:
+    densities = (0.01, 1.0) if quick else DENSITIES
+    jobs = [
+        Job(layer, density, has_backward)
+        for layer in LAYERS["quick" if quick else "full"]
+        for has_backward in (False, True)
+        for density in densities
+    ]
+    return [Case("masked_conv2d", job.label, partial(_contenders, job, device), budget=0.6) for job in jobs]
+
+
+def _contenders(job: Job, device: str) -> list[Contender]:
+    make = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    n, size, batch = job.layer.channels, job.layer.size, job.layer.batch
+    x, grad = (torch.randn(batch, n, size, size, **make) for _ in range(2))
+    weight = torch.randn(n, n, 3, 3, **make)
+    mask = torch.rand(weight.shape, **make) < job.density
+    task = _both if job.has_backward else _forward
+    flops = (6.0 if job.has_backward else 2.0) * batch * size * size
+    ours = Contender(
+        "pns_fast.ops.masked_conv2d",
+        task(ops.masked_conv2d, x, weight, mask, grad),
+        work=flops * int(mask.sum()),
+        is_ours=True,
+    )
+    dense = Contender(
+        "torch F.conv2d(x, w * m)", task(peers.dense_conv, x, weight, mask, grad), work=flops * mask.numel()
+    )
+    return [ours, replace(dense, check=partial(_same, ours.run()))]
+
+
+def _forward(conv, x: Tensor, weight: Tensor, mask: Tensor, grad: Tensor):
+    return lambda: (conv(x, weight, mask, padding=1),)
+
+
+def _both(conv, x: Tensor, weight: Tensor, mask: Tensor, grad: Tensor):
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+
+    def run() -> tuple[Tensor, ...]:
+        y = conv(x, weight, mask, padding=1)
+        return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
+
+    return run
+
+
+def _same(expected: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> str:
+    for name, ours, theirs in zip(("output", "gradient of x", "gradient of w"), expected, results, strict=False):
+        if problem := differs(ours, theirs, TOLERANCE, name):
+            return problem
+    return ""
