@@ -82,9 +82,7 @@ def train_module(
     data = module_data(data, model, loss)
     trained, others = (copy.deepcopy(model), {}) if masks is None else _masked(model, masks)
     torch_opt = torch_optimizer(settings, list(trained.parameters()))
-    if get_masks(trained):
-        keep_pruned(torch_opt, trained)
-    if others:
+    if others:  # masked layers read no pruned parameter, wherever weight decay moves it
         keep_pruned(torch_opt, trained, others)
     curves = fit(trained, torch_opt, settings, data, epochs, batch_size, seed, lambda epoch: None, progress)
     return ModuleResult(finalize(trained), *curves.tensors(epochs))
