@@ -7,9 +7,16 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..sweeps.image_cells import EMBEDDED, FROM_FOLDER, QUICK, ImageCell, ImageStore, Settings, image_cells
 from .options import UsageError, set_threads
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..sweeps import Report
+    from ..tasks import ImageData
 
 NAME = "fig5"
 _SEEDS, _QUICK_SEEDS = 3, 1
@@ -20,7 +27,10 @@ _DATA, _MODEL = "digits", "vgg-small"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of this figure only."""
-    group = parser.add_argument_group(f"{NAME}, the experiment on images, which runs alone")
+    group = parser.add_argument_group(
+        f"{NAME}, the experiment on images",
+        f"It runs alone. --store is a folder with a file a network; {NAME}-networks in --out if not given.",
+    )
     group.add_argument(
         "--data",
         metavar="NAME",
@@ -75,7 +85,15 @@ def run(args: argparse.Namespace) -> int:
     return _run(cells, data, store, device, out, args, time.perf_counter() - begin)
 
 
-def _run(cells: list[ImageCell], data, store: ImageStore, device, out: Path, args, reading: float) -> int:
+def _run(
+    cells: list[ImageCell],
+    data: ImageData,
+    store: ImageStore,
+    device: torch.device,
+    out: Path,
+    args: argparse.Namespace,
+    reading: float,
+) -> int:
     from ..sweeps.image_experiment import network, run_images
     from ..sweeps.image_figures import save_results
     from ..sweeps.progress import shown
@@ -99,7 +117,9 @@ def _run(cells: list[ImageCell], data, store: ImageStore, device, out: Path, arg
     return _exit_code(records, store)
 
 
-def _print(records: list[dict], report, besides: dict[str, float], out: Path, files: list[str], store) -> None:
+def _print(
+    records: list[dict], report: Report, besides: dict[str, float], out: Path, files: list[str], store: ImageStore
+) -> None:
     from rich.console import Console
 
     from ..sweeps.image_figures import results_table

@@ -67,7 +67,7 @@ def keep_pruned(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Named
         ValueError: the optimiser holds none of the masked parameters, or masks that do not fit.
 
     Example:
-        >>> model = torch.nn.Sequential(MaskedLinear(2, 1, bias=False))
+        >>> model = torch.nn.Sequential(pns.nn.MaskedLinear(2, 1, bias=False))
         >>> model[0].set_mask(torch.tensor([[True, False]]))
         >>> pruned = model[0].weight[0, 1].item()
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)

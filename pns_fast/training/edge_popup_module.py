@@ -82,7 +82,7 @@ def edge_popup_module(
 
     keep_of_epoch(0)
     opt = torch_optimizer(settings, [p for p in subnet.parameters() if p.requires_grad])
-    curves = fit(subnet, opt, settings, data, epochs, batch_size, seed, keep_of_epoch, progress)
+    curves = fit(subnet, opt, settings, data, epochs, batch_size, seed, progress, keep_of_epoch)
     for layer in layers:
         layer.keep = density  # after a training that ended early as well
     masks = get_masks(subnet)

@@ -95,8 +95,8 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int,
-    before_epoch: Callable[[int], object],
     progress: Callable[[int, int], object] | None,
+    before_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> Curves:
     """Train what ``optimizer`` holds, in place. An epoch whose mean loss is not finite is the last one.
 
@@ -107,8 +107,8 @@ def fit(
         data: see :func:`module_data`.
         epochs, batch_size: at least 0, at least 1.
         seed: of the batches' order and of augmentation.
-        before_epoch: called with the number of the epoch, from 0.
         progress: called as ``progress(epochs done, epochs)`` after each.
+        before_epoch: called with the number of the epoch, from 0.
     """
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size, 1)
@@ -133,7 +133,7 @@ def _epoch(
 ) -> float:
     n, x = len(data.x_train), data.x_train
     key = rng.network_keys(seed, 1)[0][0], epoch
-    order = torch.from_numpy(rng.generator(key, "module_batches").permutation(n)).to(x.device)
+    order = torch.from_numpy(rng.generator(key, "module_batches").permutation(n))
     total = torch.zeros((), dtype=torch.float64, device=x.device)  # read once: a look a step would wait for a GPU
     model.train()
     for index in order.split(batch_size):

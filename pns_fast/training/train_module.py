@@ -84,7 +84,7 @@ def train_module(
     torch_opt = torch_optimizer(settings, list(trained.parameters()))
     if others:  # masked layers read no pruned parameter, wherever weight decay moves it
         keep_pruned(torch_opt, trained, others)
-    curves = fit(trained, torch_opt, settings, data, epochs, batch_size, seed, lambda epoch: None, progress)
+    curves = fit(trained, torch_opt, settings, data, epochs, batch_size, seed, progress)
     return ModuleResult(finalize(trained), *curves.tensors(epochs))
 
 

@@ -233,13 +233,13 @@ def test_annealing_lowers_the_density_by_epochs(monkeypatch):
     fit = importlib.import_module("pns_fast.training.edge_popup_module").fit
 
     def watching(model, *args):
-        *others, before_epoch, progress = args
+        *others, before_epoch = args
 
         def watched(epoch):
             before_epoch(epoch)
             seen.append([layer.keep for _, layer in pns.nn.model.masked_layers(model)])
 
-        return fit(model, *others, watched, progress)
+        return fit(model, *others, watched)
 
     monkeypatch.setattr(importlib.import_module("pns_fast.training.edge_popup_module"), "fit", watching)
     module(network(), blobs(), 0.04, epochs=2, anneal=True)
