@@ -42,11 +42,15 @@ class Settings:
     popup_lr: float = 0.1
 
 
-# Embedded images: the whole experiment on two cores in minutes. A data set from a folder: the paper's rounds and epochs
-# of multi-shot pruning, longer last trainings, for a GPU.
-EMBEDDED = {"rounds": 10, "round_epochs": 1, "epochs": 15, "popup_epochs": 20, "batch_size": 32}
+# How much of everything. Embedded images: the whole experiment on two cores in minutes. A data set from a folder: the
+# rounds of the paper's multi-shot pruning, longer last trainings, for a GPU.
+EMBEDDED = {
+    "digits": {"rounds": 10, "round_epochs": 1, "epochs": 15, "popup_epochs": 20, "batch_size": 32},
+    "mnist5k": {"rounds": 5, "round_epochs": 1, "epochs": 5, "popup_epochs": 6, "batch_size": 32},
+}
 FROM_FOLDER = {"rounds": 10, "round_epochs": 5, "epochs": 30, "popup_epochs": 30, "batch_size": 128}
 QUICK = {"rounds": 5, "round_epochs": 1, "epochs": 1, "popup_epochs": 2, "batch_size": 32}
+SEEDS = {"mnist5k": 1}  # of all others 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def image_cells(
     """All networks, a seed after the other; tickets come before what is made of them.
 
     Example:
-        >>> settings = Settings("digits", "", "vgg-small", **EMBEDDED)
+        >>> settings = Settings("digits", "", "vgg-small", **EMBEDDED["digits"])
         >>> len(image_cells(settings, n_seeds=3))  # 3 (5 * 5 + 1 weak, 1 planted, 2 * 5 edge-popup)
         111
     """

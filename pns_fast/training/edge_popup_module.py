@@ -59,7 +59,7 @@ def edge_popup_module(
         A :class:`ModulePopupResult`. Entry 0 of test_loss and metric is of the mask that the first scores give.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit.
+        TypeError, ValueError: an argument that does not fit, or scores that become NaN: they cannot be ranked.
 
     Source: Ramanujan et al. 2020; biases and annealing: Fischer & Burkholz 2022, Section 3.2.
 

@@ -50,7 +50,7 @@ def finished(data, cells, tmp_path_factory):
 
 
 def test_cells():
-    settings = Settings("digits", "", "vgg-small", **EMBEDDED)
+    settings = Settings("digits", "", "vgg-small", **EMBEDDED["digits"])
     cells = image_cells(settings, 2)
     assert len(cells) == len({c.key for c in cells}) == len({c.name for c in cells}) == 2 * (26 + 1 + 10)
     for seed in (0, 1):
@@ -255,8 +255,8 @@ def test_usage_errors(tmp_path, monkeypatch, capsys, argv, message):
 
 
 def test_params_are_flat():
-    cell = ImageCell("weak", "snip", 0.5, 3, Settings("digits", "d", "vgg-small", **EMBEDDED))
+    cell = ImageCell("weak", "snip", 0.5, 3, Settings("digits", "d", "vgg-small", **EMBEDDED["digits"]))
     assert cell.params() == {
         **{"kind": "weak", "pruner": "snip", "density": 0.5, "seed": 3, "data": "digits", "digest": "d"},
-        **{"model": "vgg-small", "lr": 1e-3, "popup_lr": 0.1, **EMBEDDED},
+        **{"model": "vgg-small", "lr": 1e-3, "popup_lr": 0.1, **EMBEDDED["digits"]},
     }
