@@ -246,6 +246,21 @@ def test_annealing_lowers_the_density_by_epochs(monkeypatch):
     assert seen[-2:] == [[pytest.approx(0.2)] * 3, [0.04] * 3]
 
 
+def test_on_every_device(device):
+    """The same batches, images and first scores; sums in another order, on a GPU in TF32."""
+    data = blobs(augments=True)
+
+    def runs(model):
+        masks = pns.prune_module(model, "magnitude", 0.3)
+        yield pns.train_module(model, masks, data, 2)
+        yield pns.multishot_module(model, "synflow", 0.3, data, 2, 1, 1).result
+        yield pns.edge_popup_module(model, data, 0.5, 1)
+
+    for found, wanted in zip(runs(network().to(device)), runs(network()), strict=True):
+        assert {p.device.type for p in found.module.parameters()} == {device.type}
+        torch.testing.assert_close(found.test_loss, wanted.test_loss, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
