@@ -213,7 +213,7 @@ def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
         TypeError, ValueError: naming the mask.
 
     Example:
-        >>> plain = finalize(torch.nn.Sequential(SupermaskLinear(20, 10, keep=0.1, bias=False)))
+        >>> plain = finalize(torch.nn.Sequential(pns.nn.SupermaskLinear(20, 10, keep=0.1, bias=False)))
         >>> plain, int((plain[0].weight != 0).sum())
         (Sequential(
           (0): Linear(in_features=20, out_features=10, bias=False)

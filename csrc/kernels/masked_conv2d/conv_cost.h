@@ -1,7 +1,7 @@
 // Whether kept weights one by one take less time than a dense convolution of torch (oneDNN): both estimated, in ns of
 // one core. The constants are fits on an EPYC of Zen 5 with AVX-512 (float32, batches of 128, eight layers from 3 x 64
 // channels at 32 x 32 pixels to 512 x 512 at 2 x 2, densities 0.01 to 0.7), the dense side's rather too small than too
-// large: where the two are close, dense is taken. Other processors differ on both sides alike.
+// large: where the two are close, dense is taken. Other processors are taken to differ on both sides alike.
 #pragma once
 
 #include "core/simd_level.h"

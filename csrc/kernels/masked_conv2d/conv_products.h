@@ -41,10 +41,7 @@ class ConvProducts {
 
   // result = the product of the plan with source; bias [n_result] or null.
   void product(const T* source, const T* weight, const T* bias, T* result) {
-    const int64_t n_entries = rows_.offset.size();
-    shared_.values.resize(n_entries);
-    for (int64_t k = 0; k < n_entries; ++k) shared_.values[k] = weight[rows_.weight[k]];
-    const T* values = shared_.values.data();
+    const T* values = kept_of(weight);
     const int64_t n_items = n_tiles_ * n_blocks_, n_splits = splits_of(n_items);
     parallel_items(n_items * n_splits, n_threads_, [&](int64_t job, int) {
       ConvScratch<T>& own = conv_scratch<T>();
@@ -101,6 +98,18 @@ class ConvProducts {
     const double pixels = double(std::min(plan_.source_features, plan_.result_features));
     const double work = double(n_tiles_) * kLanes * (rows_.offset.size() * pixels + 4 * numbers);
     return std::max(1, static_cast<int>(std::min<double>(n_threads, work / kWorkPerThread)));
+  }
+
+  // The kept weights in the entries' order: every item reads them.
+  const T* kept_of(const T* weight) const {
+    constexpr int64_t kPiece = int64_t{1} << 16;
+    const int64_t n = rows_.weight.size();
+    shared_.values.resize(n);
+    T* values = shared_.values.data();
+    parallel_items((n + kPiece - 1) / kPiece, n_threads_, [&](int64_t i, int) {
+      for (int64_t k = i * kPiece; k < std::min(n, (i + 1) * kPiece); ++k) values[k] = weight[rows_.weight[k]];
+    });
+    return values;
   }
 
   int64_t tile_of(int64_t item) const { return item / n_blocks_; }

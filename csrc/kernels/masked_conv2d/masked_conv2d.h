@@ -13,7 +13,7 @@
 // they are laid out. A kept weight then is one offset into a tile (conv_plan.h) and feeds whole vectors whatever the
 // image's size: per weight and pixel one load and one FMA (SkimCaffe's direct sparse convolution, with the batch in the
 // vectors). The input's gradient is that very product over the transposed pattern. Rows of the image are cut into
-// blocks so that a tile's part of them stays in L2.
+// blocks so that a tile's part of them stays in a near cache.
 //
 // The order of every sum depends on the sizes and the mask only: results are the same on any number of threads, and y
 // and grad_x of a sample in every batch.
