@@ -19,7 +19,7 @@ ifneq ($(GPU_ARCHITECTURES),)
 export CMAKE_ARGS := $(CMAKE_ARGS) -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURES)
 endif
 TOOLS := scikit-build-core pybind11 cmake ninja
-PACKAGES := torch numpy scipy matplotlib rich safetensors pytest hypothesis ruff dask distributed
+PACKAGES := torch numpy scipy matplotlib rich safetensors scikit-learn mlxtend pytest hypothesis ruff dask distributed
 
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt pyproject.toml
 PYTHON_FILES := pns_fast python_tests bench docs/copy_results.py

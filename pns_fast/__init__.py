@@ -34,14 +34,18 @@ _NAMES = {
     "Ticket": "tasks",
     "backends": "_native",
     "edge_popup": "training",
+    "edge_popup_module": "training",
     "init_population": "networks",
     "multishot": "training",
+    "multishot_module": "training",
     "plant": "planting",
     "plant_module": "planting",
     "prune": "pruners",
     "prune_module": "nn",
     "recovery": "planting",
+    "recovery_module": "planting",
     "train": "training",
+    "train_module": "training",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]

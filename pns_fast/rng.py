@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 # One stream a purpose: two purposes never share numbers. Append only: an index is part of every result.
-_STREAMS = ("init", "data", "random_pruner", "edge_popup_scores", "pruning_batch", "path_walks")
+_STREAMS = (
+    *("init", "data", "random_pruner", "edge_popup_scores", "pruning_batch"),
+    *("module_batches", "augmentation", "path_walks"),
+)
 
 
 def network_keys(seed: int | Sequence[int], n: int) -> list[tuple[int, int]]:

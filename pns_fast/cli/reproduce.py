@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sweeps.paper import FIGURES
+from . import reproduce_images
 from .options import COMMON, UsageError
 from .running import (
     add_run_options,
@@ -33,16 +34,19 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "reproduce", help="the paper's figures: run, resume, draw", description=_ABOUT, **COMMON
     )
-    parser.add_argument("figures", metavar="FIGURE", nargs="+", help=f"{', '.join(FIGURES)} or all")
+    parser.add_argument("figures", metavar="FIGURE", nargs="+", help=f"{', '.join(FIGURES)} or all; or fig5")
     parser.add_argument("--out", metavar="DIR", help="for figures, CSV files and the store; paper if not given")
     parser.add_argument("--store", metavar="FILE", help="SQLite; paper.db in --out if not given")
     parser.add_argument("--quick", action="store_true", help="a small version in seconds, by default in paper-quick")
     parser.add_argument("--seeds", metavar="N", type=int, help="networks a point; the paper's number if not given")
     add_run_options(parser)
+    reproduce_images.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if reproduce_images.is_asked(args):
+        return reproduce_images.run(args)
     names = _names(args.figures)
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
@@ -115,8 +119,6 @@ def _compare(names: list[str], out: Path, store: str, args: argparse.Namespace) 
 
 
 def _names(given: list[str]) -> list[str]:
-    if "fig5" in given:
-        raise UsageError("fig5: needs convolutional networks, which cannot be planted yet")
     for name in given:
         if name not in (*FIGURES, "all"):
             raise UsageError(f"FIGURE: expected one of {', '.join(FIGURES)} or all, got {name!r}")

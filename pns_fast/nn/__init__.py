@@ -5,7 +5,7 @@ from .keep_pruned import KeepPruned, keep_pruned
 from .mask_file import load_masks, save_masks
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
-from .model import finalize, get_masks, mask_model, masked_parameters, set_masks
+from .model import finalize, get_masks, mask_model, masked_parameters, set_masks, supermask_model
 from .prune_module import prune_module, score_module
 from .supermask_conv2d import SupermaskConv2d
 from .supermask_linear import GetSubnet, SupermaskLinear
@@ -28,4 +28,5 @@ __all__ = [
     "save_masks",
     "score_module",
     "set_masks",
+    "supermask_model",
 ]

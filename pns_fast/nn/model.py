@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from .masked_conv2d import MaskedConv2d, unsupported
 from .masked_layer import MaskedLayer, become_masked, become_plain, check_mask
 from .masked_linear import MaskedLinear
-from .supermask_layer import SupermaskLayer, subnet_become_plain
+from .supermask_conv2d import SupermaskConv2d
+from .supermask_layer import SupermaskLayer, become_supermask, check_keep, subnet_become_plain
+from .supermask_linear import SupermaskLinear
 
 NamedMasks = Mapping[str, Tensor]
 
@@ -69,7 +71,34 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     return model
 
 
+def supermask_model(model: nn.Module, keep: float) -> nn.Module:
+    """A copy of ``model`` in which every plain ``nn.Linear`` is a :class:`SupermaskLinear`, every plain ``nn.Conv2d`` a
+    :class:`SupermaskConv2d`, with fixed parameters and fresh scores; :func:`pns_fast.edge_popup_module` trains them.
+
+    Args:
+        model: any module; it is not changed. What :func:`mask_model` leaves as it is stays as it is here.
+        keep: density in [0, 1] of each layer's weights and of its biases; an attribute of each layer.
+
+    Returns:
+        The copy. Parameters outside these layers are still trainable.
+
+    Raises:
+        TypeError, ValueError: naming ``keep``.
+
+    Example:
+        >>> model = supermask_model(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)), keep=0.25)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.weight_scores', '0.bias_scores', '1.weight', '1.bias']
+    """
+    check_keep(keep)
+    model = copy.deepcopy(unwrap(model))
+    for layer in _plain_layers(model):
+        become_supermask(layer, _SUPERMASK[type(layer)], keep)
+    return model
+
+
 _MASKED: dict[type, type[MaskedLayer]] = {cls.plain: cls for cls in (MaskedLinear, MaskedConv2d)}
+_SUPERMASK: dict[type, type[SupermaskLayer]] = {cls.plain: cls for cls in (SupermaskLinear, SupermaskConv2d)}
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Module]:

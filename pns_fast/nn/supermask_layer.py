@@ -38,8 +38,7 @@ class SupermaskLayer:
         check_plain(cls, layer)
         check_keep(keep)
         layer = copy.deepcopy(layer)
-        layer.__class__ = cls
-        layer._add_scores(keep)
+        become_supermask(layer, cls, keep)
         return layer
 
     def masks(self) -> dict[str, Tensor]:
@@ -70,6 +69,12 @@ class SupermaskLayer:
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, keep={self.keep}"
+
+
+def become_supermask(layer: nn.Module, cls: type[SupermaskLayer], keep: float) -> None:
+    """Turns a plain torch layer into a supermask one with fresh scores, in place."""
+    layer.__class__ = cls
+    layer._add_scores(keep)
 
 
 def subnet_become_plain(layer: SupermaskLayer) -> None:

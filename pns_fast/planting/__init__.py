@@ -3,5 +3,16 @@
 from .plant import Planted, plant
 from .plant_module import PlantedModule, plant_module
 from .recovery import Recovery, recovery
+from .recovery_module import Found, ModuleRecovery, recovery_module
 
-__all__ = ["Planted", "PlantedModule", "Recovery", "plant", "plant_module", "recovery"]
+__all__ = [
+    "Found",
+    "ModuleRecovery",
+    "Planted",
+    "PlantedModule",
+    "Recovery",
+    "plant",
+    "plant_module",
+    "recovery",
+    "recovery_module",
+]

@@ -1,16 +1,31 @@
-"""The three tasks with known tickets: Circle, ReLU, Helix."""
+"""The three tasks with known tickets: Circle, ReLU, Helix. And data sets of real images."""
 
 from __future__ import annotations
 
+from .augmentation import augmented
 from .circle import Circle
 from .helix import Helix
+from .images import ImageData, image_data_names, images
 from .relu import Relu
 from .task import Data, Task
 from .ticket import Ticket
 
 _TASKS: dict[str, type[Task]] = {task.name: task for task in (Circle, Relu, Helix)}
 
-__all__ = ["Circle", "Data", "Helix", "Relu", "Task", "Ticket", "get", "names"]
+__all__ = [
+    "Circle",
+    "Data",
+    "Helix",
+    "ImageData",
+    "Relu",
+    "Task",
+    "Ticket",
+    "augmented",
+    "get",
+    "image_data_names",
+    "images",
+    "names",
+]
 
 
 def names() -> list[str]:
