@@ -48,8 +48,9 @@ def is_asked(args: argparse.Namespace) -> bool:
     for option in ("data", "model"):
         if getattr(args, option) is not None and not asked:
             raise UsageError(f"argument --{option}: of {NAME} only")
-    if asked and args.chunk is not None:
-        raise UsageError(f"argument --chunk: not of {NAME}, which trains one network at a time")
+    for option in ("chunk", "workers", "scheduler", "shard"):
+        if asked and getattr(args, option) is not None:
+            raise UsageError(f"argument --{option}: not of {NAME}, which trains one network at a time in this process")
     return asked
 
 

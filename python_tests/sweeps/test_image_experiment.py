@@ -238,6 +238,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         (["fig3", "--data=digits"], "argument --data: of fig5 only"),
         (["fig3", "--model=vgg16"], "argument --model: of fig5 only"),
         (["fig5", "--chunk=3"], "argument --chunk: not of fig5"),
+        (["fig5", "--workers=2"], "argument --workers: not of fig5"),
         (["fig5", "--seeds=0"], "argument --seeds: expected at least 1, got 0"),
         (["fig5", "--data=dogs"], "name: expected one of digits, mnist5k"),
         (["fig5", "--data=cifar10:nowhere"], "nowhere: no such folder"),
