@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".pdf", ".svg")
 
 # One colour and marker a pruner, in every figure.
-_STYLES = {
+STYLES = {
     "random": ("#7f7f7f", "o"),
     "magnitude": ("#1f6fb4", "s"),
     "snip": ("#2ca02c", "^"),
@@ -33,7 +33,7 @@ _STYLES = {
 }
 _FURTHER_STYLES = (("#17a2b8", "p"), ("#5c6bc0", "h"), ("#9aa61a", "<"), ("#34495e", ">"))
 _TITLES = {"circle": "Circle", "relu": "ReLU", "helix": "Helix"}
-_LABELS = {
+LABELS = {
     "random": "Random",
     "magnitude": "Magnitude",
     "snip": "SNIP",
@@ -80,7 +80,7 @@ def styles(rows: Sequence[Panel]) -> dict[str, Style]:
     names = dict.fromkeys(name for panel in rows for name in panel.curves)
     pruners = dict.fromkeys(name.partition(", ")[0] for name in names)
     further = itertools.cycle(_FURTHER_STYLES)
-    of_pruner = {p: _STYLES[p] if p in _STYLES else next(further) for p in [*_STYLES, *pruners] if p in pruners}
+    of_pruner = {p: STYLES[p] if p in STYLES else next(further) for p in [*STYLES, *pruners] if p in pruners}
     found = {}
     for pruner in of_pruner:
         curves = [name for name in names if name.partition(", ")[0] == pruner]
@@ -152,7 +152,7 @@ def handle(text: str, **look) -> Artist:
 
 def _label(curve: str) -> str:
     pruner, comma, variant = curve.partition(", ")
-    return f"{_LABELS.get(pruner, pruner)}{comma}{variant}"
+    return f"{LABELS.get(pruner, pruner)}{comma}{variant}"
 
 
 def legend(drawn: Figure, handles: Sequence[Artist]) -> None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .figures import _LABELS, _RC, _STYLES
+from .figure_style import GRID, LABELS, RC, STYLES
 from .image_cells import POPUPS, PRUNERS, TICKET_DENSITY, UNPRUNED
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def save_results(records: Sequence[dict], name: str, write: Write) -> list[str]:
         f"{name}.csv": _csv(_COLUMNS, records),
         f"{name}-layers.csv": _csv(_LAYER_COLUMNS, _layer_rows(records)),
     }
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         drawn = {name: figure(records), f"{name}-recovery": recovery_figure(records)}
         for stem, found in drawn.items():
             if found is not None:
@@ -116,9 +116,9 @@ def recovery_figure(records: Sequence[dict]) -> Figure | None:
                 chosen = [r for r in popup if (r["pruner"], r["density"]) == (pruner, density)]
                 if chosen:
                     _layer_curve(ax, chosen, measure, _shade(i, len(densities)))
-            ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+            ax.grid(axis="y", **GRID)
             ax.set_ylabel(f"{measure} (%)")
-            ax.set_title(_LABELS[pruner])
+            ax.set_title(LABELS[pruner])
     for ax in axes[-1]:
         ax.set_xlabel("layer")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -188,19 +188,19 @@ def _accuracy_axes(ax: Axes, title: str, records: list[dict]) -> None:
     ax.set_xlabel("density (fraction of parameters kept)")
     ax.set_ylim(0, 102)
     ax.set_yticks(range(0, 101, 25))
-    ax.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    ax.grid(axis="y", **GRID)
     ax.set_axisbelow(True)
 
 
 def _curve(ax: Axes, records: list[dict], measure: str, pruner: str) -> None:
     densities = sorted({r["density"] for r in records})
     values = [[100 * _value(r, measure) for r in records if r["density"] == d] for d in densities]
-    colour, marker = _STYLES[pruner]
+    colour, marker = STYLES[pruner]
     ax.fill_between(
         densities, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.11, linewidth=0
     )
     look = {"color": colour, "marker": marker, "linewidth": 1.4, "markersize": 4.6}
-    ax.plot(densities, [_mean(v) for v in values], label=_LABELS[pruner], **look)
+    ax.plot(densities, [_mean(v) for v in values], label=LABELS[pruner], **look)
 
 
 def _layer_curve(ax: Axes, records: list[dict], measure: str, colour) -> None:

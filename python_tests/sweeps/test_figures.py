@@ -19,7 +19,7 @@ def test_axes_lines_and_ticket(grid):
     circle_strong, circle_weak, helix_strong, helix_weak = drawn.axes
     assert (circle_weak.get_yscale(), circle_weak.get_ylim()) == ("linear", (0.0, 102.0))
     assert (helix_strong.get_yscale(), helix_weak.get_yscale()) == ("log", "log")
-    mean = next(line for line in circle_weak.lines if line.get_color() == figure_style._STYLES["random"][0])
+    mean = next(line for line in circle_weak.lines if line.get_color() == figure_style.STYLES["random"][0])
     np.testing.assert_allclose(mean.get_ydata(), [80.0, 80.0, 80.0], rtol=1e-14)
     dashed = next(line for line in circle_strong.lines if line.is_dashed())
     np.testing.assert_allclose(dashed.get_ydata(), [98.0, 98.0], rtol=1e-14)

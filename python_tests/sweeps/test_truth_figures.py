@@ -9,7 +9,7 @@ from pns_fast import sweeps
 from pns_fast.cli import main
 from pns_fast.sweeps import figure_style
 
-SNIP = figure_style._STYLES["snip"][0]
+SNIP = figure_style.STYLES["snip"][0]
 # Circle of depth 5 in width 100: 108 weights in layers of 200, 10,000, 10,000 and 400, and 22 biases
 CIRCLE_LAYERS = [4 / 200, 4 / 10_000, 20 / 10_000, 80 / 400]
 
