@@ -1,5 +1,6 @@
 """3 x 3 convolutions with a masked weight, padding 1: forward alone and with the gradients of x and w, every overhead
 included, at layers of VGG16 for images of 32 x 32. "64 x 32 x 32" has 64 channels in and out, on 32 x 32 pixels.
+And whole steps of training a network with random masks, Adam included, against the same network without masks.
 
 FLOPs are those of kept weights for us, of all for dense; the pixels beyond the border, which are zeros, count too.
 """
@@ -12,12 +13,14 @@ from functools import partial
 import peers
 import torch
 from harness import Case, Contender, differs
-from torch import Tensor
+from torch import Tensor, nn
 
+import pns_fast as pns
 from pns_fast import ops
 
 TOLERANCE = 1e-4  # relative to the largest entry; sums of up to 131,072 float32 terms in another order
 DENSITIES = (0.01, 0.05, 0.1, 0.5, 1.0)
+STEP_TOLERANCE = 1e-3  # of the outputs of 16 layers
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,28 @@ class Layer:
 
 
 LAYERS = {"full": (Layer(64, 32), Layer(256, 8), Layer(512, 2)), "quick": (Layer(16, 8, 32), Layer(64, 8))}
+
+
+@dataclass(frozen=True)
+class Network:
+    """An image network, and what it is trained on."""
+
+    name: str
+    channels: int
+    size: int
+    batch_norm: bool = False
+    batch: int = 128
+
+
+NETWORKS = {
+    "full": (
+        Network("vgg16", 3, 32),
+        Network("vgg16", 3, 32, batch_norm=True),
+        Network("vgg-small", 1, 28),
+        Network("vgg-small", 1, 8),
+    ),
+    "quick": (Network("vgg-small", 1, 8, batch=32),),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,17 @@ def cases(quick: bool, device: str) -> list[Case]:
         for has_backward in (False, True)
         for density in densities
     ]
-    return [Case("masked_conv2d", job.label, partial(_contenders, job, device), budget=0.6) for job in jobs]
+    found = [Case("masked_conv2d", job.label, partial(_contenders, job, device), budget=0.6) for job in jobs]
+    for network in NETWORKS["quick" if quick else "full"]:
+        for density in (0.01, 0.1):
+            norm = ", batch norm" if network.batch_norm else ""
+            label = (
+                f"step of {network.name}{norm}, {network.size} x {network.size}, B {network.batch}, density {density:g}"
+            )
+            found.append(
+                Case("masked_conv2d", label, partial(_steps, network, density, device), unit="step", budget=2.0)
+            )
+    return found
 
 
 def _contenders(job: Job, device: str) -> list[Contender]:
@@ -74,6 +109,37 @@ def _contenders(job: Job, device: str) -> list[Contender]:
         "torch F.conv2d(x, w * m)", task(peers.dense_conv, x, weight, mask, grad), work=flops * mask.numel()
     )
     return [ours, replace(dense, check=partial(_same, ours.run()))]
+
+
+def _steps(network: Network, density: float, device: str) -> list[Contender]:
+    make = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    x = torch.randn(network.batch, network.channels, network.size, network.size, **make)
+    labels = torch.arange(network.batch, device=device) % 10
+    model = pns.networks.image_network(network.name, 10, network.channels, seed=0, batch_norm=network.batch_norm)
+    model = model.to(device)
+    masks = pns.prune_module(model, "random", density)
+    ours = Contender("pns_fast.nn.mask_model", _step(pns.nn.mask_model(model, masks), x, labels), is_ours=True)
+    dense = Contender("torch, no masks", _step(pns.nn.finalize(model, masks), x, labels))
+    return [ours, replace(dense, check=partial(_same_outputs, ours.run()))]
+
+
+def _step(model: nn.Module, x: Tensor, labels: Tensor):
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        output = model(x)
+        nn.functional.cross_entropy(output, labels).backward()
+        optimizer.step()
+        return output.detach()
+
+    return run
+
+
+def _same_outputs(expected: Tensor, output: Tensor) -> str:
+    """Before the first step: zeros without masks train, so that later ones differ."""
+    return differs(expected, output, STEP_TOLERANCE, "output of the first step")
 
 
 def _forward(conv, x: Tensor, weight: Tensor, mask: Tensor, grad: Tensor):
