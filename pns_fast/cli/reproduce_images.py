@@ -9,7 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..sweeps.image_cells import EMBEDDED, FROM_FOLDER, QUICK, SEEDS, ImageCell, ImageStore, Settings, image_cells
+from ..sweeps.image_cells import (
+    EMBEDDED,
+    FROM_FOLDER,
+    QUICK,
+    SEEDS,
+    THREADS,
+    ImageCell,
+    ImageStore,
+    Settings,
+    image_cells,
+)
 from .options import UsageError, set_threads
 
 if TYPE_CHECKING:
@@ -63,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
-    set_threads(args.threads)
+    name, model = args.data or _DATA, args.model or _MODEL
+    set_threads(THREADS.get(name) if args.threads is None else args.threads)
     from ..networks import least_side
     from ..sweeps.device import check_device
     from ..tasks import images
 
     begin, device = time.perf_counter(), check_device(args.device)
-    name, model = args.data or _DATA, args.model or _MODEL
     least_side(model)  # an unknown model is told before the data is read
     data = images(name)
     if args.quick:

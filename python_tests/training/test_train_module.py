@@ -16,6 +16,15 @@ import pns_fast as pns
 from pns_fast import rng
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Layers this small gain nothing from more, and on a busy machine threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def plain_loop(model, masks, data, epochs, batch_size, optimizer, lr_of_epoch, seed):
     """Weights times masks, everything written out."""
     model = copy.deepcopy(model)
