@@ -1,6 +1,7 @@
 """3 x 3 convolutions with a masked weight, padding 1: forward alone and with the gradients of x and w, every overhead
 included, at layers of VGG16 for images of 32 x 32. "64 x 32 x 32" has 64 channels in and out, on 32 x 32 pixels.
-And whole steps of training a network with random masks, Adam included, against the same network without masks.
+And whole steps of training a network on batches of 128 with random masks, Adam included, against the same network
+without masks; BN is with batch norm.
 
 FLOPs are those of kept weights for us, of all for dense; the pixels beyond the border, which are zeros, count too.
 """
@@ -53,7 +54,7 @@ NETWORKS = {
         Network("vgg-small", 1, 28),
         Network("vgg-small", 1, 8),
     ),
-    "quick": (Network("vgg-small", 1, 8, batch=32),),
+    "quick": (Network("vgg-small", 1, 8),),
 }
 
 
@@ -81,10 +82,8 @@ def cases(quick: bool, device: str) -> list[Case]:
     found = [Case("masked_conv2d", job.label, partial(_contenders, job, device), budget=0.6) for job in jobs]
     for network in NETWORKS["quick" if quick else "full"]:
         for density in (0.01, 0.1):
-            norm = ", batch norm" if network.batch_norm else ""
-            label = (
-                f"step of {network.name}{norm}, {network.size} x {network.size}, B {network.batch}, density {density:g}"
-            )
+            name = f"{network.name} BN" if network.batch_norm else network.name
+            label = f"step, {name}, {network.size} x {network.size}, density {density:g}"
             found.append(
                 Case("masked_conv2d", label, partial(_steps, network, density, device), unit="step", budget=2.0)
             )
