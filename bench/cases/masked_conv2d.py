@@ -124,7 +124,7 @@ def _steps(network: Network, density: float, device: str) -> list[Contender]:
 
 def _step(model: nn.Module, x: Tensor, labels: Tensor):
     model.train()
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)  # the fastest form for both
 
     def run() -> Tensor:
         optimizer.zero_grad()

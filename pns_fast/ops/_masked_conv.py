@@ -111,8 +111,14 @@ def _check_outer(grad: Tensor, x: Tensor, mask: Tensor, *geometry: Pair) -> None
 # ---- torch's convolution with the masked weight
 
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _masked(weight: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, weight, 0).contiguous()
+    """``torch.where(mask, weight, 0)``, a NaN cut as well. By bits: of a random mask's half torch's choice takes seven
+    times as long, since it cannot foresee it."""
+    bits = _BITS[weight.element_size()]
+    return (weight.contiguous().view(bits) & -mask.contiguous().to(bits)).view(weight.dtype)
 
 
 def _dense_conv(x, weight, mask, bias, stride, padding, dilation) -> Tensor:
@@ -128,7 +134,7 @@ def _dense_backward(grad, x, weight, mask, stride, padding, dilation, wanted):
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, x, weight, *options)
     return (
         grad_x.contiguous() if wanted[0] else None,
-        torch.where(mask, grad_weight, 0).contiguous() if wanted[1] else None,
+        _masked(grad_weight, mask) if wanted[1] else None,
         grad_bias if wanted[2] else None,
     )
 
