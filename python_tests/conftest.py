@@ -6,12 +6,16 @@ PNS_TEST_DEVICE=cpu|cuda runs the tests of one device only; PNS_REQUIRE_GPU=1 ma
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 import pns_fast as pns
 from pns_fast import _native
+
+# A shell without job control starts what runs in its background with Ctrl-C ignored; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LEVELS = ("baseline", "avx2", "avx512")
 SIMD_LEVELS = _LEVELS[: _LEVELS.index(_native.cpu.best_simd_level()) + 1]
