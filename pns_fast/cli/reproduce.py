@@ -78,7 +78,7 @@ def _reproduce(name: str, out: Path, store: str, args: argparse.Namespace, execu
     if not args.quiet:
         print(f"{name}  {figure.title}", flush=True)
     cells = own_shard(figure.cells(args.seeds, args.quick), args)
-    options = ("quick", "seeds", "out", "store", "device", "threads", "chunk", "shard")
+    options = ("quick", "seeds", "out", "store", "device", "threads", "chunk", "scheduler", "shard")
     asked = {"reproduce": name} | {option: getattr(args, option) for option in options}
     report = run_cells(cells, store, args, name, asked, executor)
     if report.interrupted:

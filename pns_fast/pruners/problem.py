@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from .. import ops, rng
 from ..networks import Masks, Population
 
 
-class ScoringProblem:
+class ScoringProblem(ABC):
     """N networks as a pruner sees them. Every network is a problem of its own; one call scores them all.
 
     A population is one such problem, a module another with N = 1 (``pns_fast.nn``): a pruner is written once.
@@ -33,25 +34,25 @@ class ScoringProblem:
         self.unmasked = [p.detach() for p in parameters]
         self.parameters = [(p * m).requires_grad_() for p, m in zip(self.unmasked, masks, strict=True)]
 
+    @abstractmethod
     def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0, through_mask: bool = True) -> Tensor:
         """The sum over networks of their mean losses on the pruning batch.
 
         Outputs are divided by ``temperature``. A network's gradient is that of its own loss; ``through_mask`` makes it
         0 for pruned parameters. Without, the loss at ``self.parameters`` is the same, and its gradient that of all.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def flow(self, parameters: Sequence[Tensor]) -> Tensor:
         """SynFlow's R, the sum of outputs on an all-ones input, for parameters >= 0 in float64.
 
         Times a positive factor a network that autograd sees as constant, if that prevents overflow.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def chain(self) -> list[tuple[int, int | None]]:
         """For fully connected layers one after the other: where the weight ``[N, O, I]`` and the bias ``[N, O]`` (None
         without) of each are in ``parameters``, from input to output. Raises ValueError for any other network."""
-        raise NotImplementedError
 
 
 class PopulationProblem(ScoringProblem):

@@ -15,8 +15,8 @@ def command(asked: Mapping[str, object]) -> list[str] | None:
         asked: what the store notes about a run, see :func:`pns_fast.sweeps.runs`.
 
     Returns:
-        Every option with its value, defaults included: they may change. The address of a Dask scheduler is not noted,
-        nor are its workers asked for. None for a run from Python, which has no command line.
+        Every option with its value, defaults included: they may change. The workers of a Dask cluster were not asked
+        for. None for a run from Python, which has no command line.
 
     Example:
         >>> command({"cells": 8, "mode": "multishot", "task": ["circle", "relu"], "lr": 0.01, "csv": None})
