@@ -101,6 +101,23 @@ template <int W> uint32_t lane_bits(typename Vec<float, W>::IntLanes condition) 
   for (int j = 0; j < W; ++j) bits |= static_cast<uint32_t>(condition[j] & 1) << j;
   return bits;
 }
+template <int W> uint32_t lane_bits(typename Vec<double, W>::IntLanes condition) {
+#if defined(__AVX512DQ__)
+  if constexpr (W == 8) return _mm512_movepi64_mask((__m512i)condition);
+#endif
+#if defined(__AVX2__)
+  if constexpr (W == 4) return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)condition));
+#endif
+  uint32_t bits = 0;
+  for (int j = 0; j < W; ++j) bits |= static_cast<uint32_t>(condition[j] & 1) << j;
+  return bits;
+}
+// The reverse: a condition for select.
+template <typename V> typename V::IntLanes lanes_of_bits(uint32_t bits) {
+  typename V::IntLanes bit;
+  for (int j = 0; j < V::kLanes; ++j) bit[j] = typename V::Int{1} << j;
+  return ((typename V::IntLanes{} + static_cast<typename V::Int>(bits)) & bit) != 0;
+}
 
 // Lane j takes a[j] + a[j ^ S] where bit S of j is clear, b[j] + b[j ^ S] where it is set.
 template <int S, typename V, int... J> V fold_pair(V a, V b, std::integer_sequence<int, J...>) {

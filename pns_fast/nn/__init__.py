@@ -1,6 +1,7 @@
 """Masked layers for torch models, mask files, an optimiser hook, and the pruners for any module."""
 
 from . import prune
+from .fused_sequential import FusedSequential
 from .keep_pruned import KeepPruned, keep_pruned
 from .mask_file import load_masks, save_masks
 from .masked_conv2d import MaskedConv2d
@@ -11,6 +12,7 @@ from .supermask_conv2d import SupermaskConv2d
 from .supermask_linear import GetSubnet, SupermaskLinear
 
 __all__ = [
+    "FusedSequential",
     "GetSubnet",
     "KeepPruned",
     "MaskedConv2d",

@@ -23,17 +23,21 @@ def unsupported(layer: nn.Conv2d) -> str:
     return ""
 
 
-def conv2d(layer: nn.Conv2d, input: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``layer`` with ``weight * mask`` and ``bias``: the native op, or a dense convolution for weights in half
-    precision, which it does not take."""
+def conv2d(
+    layer: nn.Conv2d, input: Tensor, mask: Tensor, bias: Tensor | None, relu: bool = False, max_pool: int = 1
+) -> Tensor:
+    """``layer`` with ``weight * mask`` and ``bias``, and what follows it: the native op, or a dense convolution for
+    weights in half precision, which it does not take."""
     if layer.weight.dtype in HALVES:
-        return F.conv2d(input, layer.weight * mask, bias, layer.stride, layer.padding, layer.dilation)
+        y = F.conv2d(input, layer.weight * mask, bias, layer.stride, layer.padding, layer.dilation)
+        y = F.relu(y) if relu else y
+        return F.max_pool2d(y, max_pool) if max_pool > 1 else y
     padding = layer.padding
     if isinstance(padding, str):
         around = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         padding = tuple(around) if padding == "same" else (0, 0)
     images = input.unsqueeze(0) if input.dim() == 3 else input
-    y = ops.masked_conv2d(images, layer.weight, mask, bias, layer.stride, padding, layer.dilation)
+    y = ops.masked_conv2d(images, layer.weight, mask, bias, layer.stride, padding, layer.dilation, relu, max_pool)
     return y.squeeze(0) if input.dim() == 3 else y
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .fused_sequential import fuse, unfuse
 from .masked_conv2d import MaskedConv2d, unsupported
 from .masked_layer import MaskedLayer, become_masked, become_plain, check_mask
 from .masked_linear import MaskedLinear
@@ -41,7 +42,9 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     Everything else stays as it is: norms, embeddings, other convolutions (with groups, padded with other than zeros);
     subclasses of the two and parametrised ones; layers whose weight is read by another module, which would not see
     the mask (inside nn.MultiheadAttention and nn.TransformerEncoderLayer, or tied to an embedding). Modules and
-    parameters that are shared stay shared. Masked layers that ``model`` has already keep their masks.
+    parameters that are shared stay shared. Masked layers that ``model`` has already keep their masks. A plain
+    ``nn.Sequential`` with a ReLU or a pooling behind a convolution becomes a :class:`FusedSequential`, which runs them
+    in one call.
 
     Args:
         model: any module; it is not changed. An optimiser must be made of the copy's parameters.
@@ -66,6 +69,7 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
         become_masked(layer, _MASKED[type(layer)])
         for name, mask in layer.masks().items():  # one parameter, one mask
             setattr(layer, f"{name}_mask", shared.setdefault(id(getattr(layer, name)), mask))
+    fuse(model)
     if masks is not None:
         set_masks(model, masks)
     return model
@@ -222,6 +226,7 @@ def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     model = copy.deepcopy(unwrap(model))
     for _, layer in list(masked_layers(model)):
         become_plain(layer) if isinstance(layer, MaskedLayer) else subnet_become_plain(layer)
+    unfuse(model)
     if masks is not None:
         with torch.no_grad():
             for parameter, mask in check_masks(model, masks).values():

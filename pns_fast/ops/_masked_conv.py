@@ -146,15 +146,24 @@ def _shape_only(like: Tensor, shape: Sequence[int]) -> Tensor:
 # ---- the CPU's kernel
 
 
-def _sizes(n: int, size: Sequence[int], weight_shape: Sequence[int], geometry: Sequence[Pair]) -> list[int]:
+def _sizes(
+    n: int, size: Sequence[int], weight_shape: Sequence[int], geometry: Sequence[Pair], window: int = 1
+) -> list[int]:
     n_out, n_in, *kernel = weight_shape
-    return [n, n_in, *size, n_out, *kernel, *(value for pair in geometry for value in pair)]
+    return [n, n_in, *size, n_out, *kernel, *(value for pair in geometry for value in pair), window]
 
 
-def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias) -> bool:
+def _sparse_forward(sizes, x, weight, mask, bias, y, has_relu=False, passes=None) -> bool:
+    """False where torch's convolution is estimated to be faster."""
+    tensors = [t if t is None else t.contiguous() for t in (x, weight, mask, bias)]
+    pointers = [pointer(t) for t in (*tensors, y)]
+    return _FORWARD[x.dtype](sizes, *pointers, has_relu, pointer(passes), torch.get_num_threads(), path == "sparse")
+
+
+def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias, passes=None) -> bool:
     """False where torch's convolution is estimated to be faster."""
     tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask)]
-    pointers = [pointer(t) for t in (*tensors, grad_x, grad_weight, grad_bias)]
+    pointers = [pointer(t) for t in (*tensors, passes, grad_x, grad_weight, grad_bias)]
     return _BACKWARD[grad.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse")
 
 
@@ -164,10 +173,7 @@ def _masked_conv_cpu(x, weight, mask, bias, stride, padding, dilation) -> Tensor
     _check_bool(mask)
     if path != "dense":
         y = _memory.empty(_out_shape(x, weight, geometry), x.dtype)
-        tensors = [t if t is None else t.contiguous() for t in (x, weight, mask, bias)]
-        sizes = _sizes(len(x), x.shape[2:], weight.shape, geometry)
-        pointers = [pointer(t) for t in (*tensors, y)]
-        if _FORWARD[x.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse"):
+        if _sparse_forward(_sizes(len(x), x.shape[2:], weight.shape, geometry), x, weight, mask, bias, y):
             return y
     return _dense_conv(x, weight, mask, bias, *geometry)
 
@@ -215,6 +221,34 @@ def _masked_conv_backward_cpu(grad, x, weight, mask, stride, padding, dilation, 
                 torch.sum(grad, (0, 2, 3), out=results[2])
             return results
     return _dense_gradients(grad, x, weight, mask, *geometry, wanted)
+
+
+# ---- a convolution and what follows it, ReLU and pooling, in one native call (masked_conv2d.h: tail)
+
+
+def tail_forward(x, weight, mask, bias, geometry, has_relu, window, has_backward):
+    """The result, and which of its pixels pass a gradient, or None if there will be none. None alone where torch's
+    convolution is estimated to be faster."""
+    n, n_out, height, width = _out_shape(x, weight, geometry)
+    shape = n, n_out, height // window, width // window
+    samples = 64 // x.element_size()  # of a tile
+    passes = None
+    if has_backward:
+        passes = _memory.empty((-(-n // samples), *shape[1:], window * window), torch.int16)
+    y = _memory.empty(shape, x.dtype)
+    sizes = _sizes(n, x.shape[2:], weight.shape, geometry, window)
+    if path == "dense" or not _sparse_forward(sizes, x, weight, mask, bias, y, has_relu, passes):
+        return None
+    return y, passes
+
+
+def tail_backward(grad, x, weight, mask, passes, geometry, window, wanted) -> list[Tensor | None] | None:
+    """The gradients of x, weight and bias, None where not wanted; None if a tile is too large."""
+    wanted = [wanted[0], wanted[1] or wanted[2], wanted[2]]  # the kernel forms the bias's beside the weight's
+    shapes = x.shape, weight.shape, weight.shape[:1]
+    into = [_memory.empty(s, x.dtype) if wants else None for s, wants in zip(shapes, wanted, strict=True)]
+    sizes = _sizes(len(x), x.shape[2:], weight.shape, geometry, window)
+    return into if _sparse_backward(sizes, grad, x, weight, mask, *into, passes) else None
 
 
 def _dense_gradients(grad, x, weight, mask, stride, padding, dilation, wanted):

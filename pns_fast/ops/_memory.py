@@ -19,7 +19,7 @@ SMALLEST = 1 << 20  # bytes; below, the C library keeps freed memory itself
 MOST_KEPT = 1 << 28
 _ALIGNMENT = 1 << 21  # a huge page
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_}
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bool: np.bool_, torch.int16: np.int16}
 _freed: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
 

@@ -2,13 +2,14 @@
 
 The convolution, its input's gradient and its weight's gradient are closed under differentiation: each one's gradients
 are again such products, so second derivatives (GraSP) come for free. A backward that is not itself differentiated is
-one native call.
+one native call. So is a convolution with the ReLU and the pooling that follow it.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ._library import HALVES, check_tensor, is_transformed, library
 from ._masked_conv import (
@@ -18,11 +19,14 @@ from ._masked_conv import (
     masked_conv_backward,
     masked_conv_input,
     masked_conv_outer,
+    out_size,
+    tail_backward,
+    tail_forward,
 )
 
 library.define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None, int[2] stride=1, int[2] padding=0, "
-    "int[2] dilation=1) -> Tensor"
+    "int[2] dilation=1, bool relu=False, int max_pool=1) -> Tensor"
 )
 
 
@@ -142,6 +146,47 @@ class _EagerOuter(torch.autograd.Function):
     backward = _Outer.backward
 
 
+class _EagerTail(torch.autograd.Function):
+    """The convolution plus bias, ReLU and pooling, from a native call that has been made already."""
+
+    @staticmethod
+    def forward(ctx, x, weight, mask, bias, geometry, relu, window, found):
+        y, passes = found
+        ctx.save_for_backward(x, weight, mask, bias, passes)
+        ctx.options = geometry, relu, window
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mask, bias, passes = ctx.saved_tensors
+        geometry, relu, window = ctx.options
+        wants = ctx.needs_input_grad
+        wanted = wants[0], wants[1], wants[3]
+        found = None
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by autograd.grad(is_grads_batched=True)
+        if not (torch.is_grad_enabled() or is_batched or is_transformed()) and type(grad) is Tensor:
+            found = tail_backward(grad.resolve_neg(), x, weight, mask, passes, geometry, window, wanted)
+        if found is None:
+            found = _tail_gradients(grad, x, weight, mask, bias, geometry, relu, window, wanted)
+        grad_x, grad_weight, grad_bias = (g if w else None for g, w in zip(found, wanted, strict=True))
+        return grad_x, grad_weight, None, grad_bias, None, None, None, None
+
+
+def _tail_gradients(grad, x, weight, mask, bias, geometry, relu, window, wanted) -> list[Tensor | None]:
+    """By torch's own ReLU and pooling, differentiable again."""
+    is_differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = _tail(_conv(x, weight, mask, None, bias, *geometry), relu, window)
+        inputs = [t for t, w in zip((x, weight, bias), wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(y, inputs, grad, create_graph=is_differentiated))
+    return [next(found) if w else None for w in wanted]
+
+
+def _tail(y: Tensor, relu: bool, window: int) -> Tensor:
+    y = torch.relu(y) if relu else y
+    return F.max_pool2d(y, window) if window > 1 else y
+
+
 def _conv(*inputs) -> Tensor:
     return (_Conv if is_transformed() else _EagerConv).apply(*inputs)
 
@@ -176,20 +221,62 @@ def _masked_conv2d(
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
+    relu: bool = False,
+    max_pool: int = 1,
 ) -> Tensor:
     geometry = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
     check_geometry(*geometry)
+    _check_tail(relu, max_pool)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         wide = map(_widened, (x, weight, mask, bias))
         with torch.autocast(device, enabled=False):  # torch's own convolution is not to round to half precision
-            y = _differentiable(*wide, *geometry)
+            y = _differentiable(*wide, geometry, relu, max_pool)
         return y.to(torch.get_autocast_dtype(device))
-    return _differentiable(x, weight, mask, bias, *geometry)
+    return _differentiable(x, weight, mask, bias, geometry, relu, max_pool)
 
 
-def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+def _check_tail(relu: bool, max_pool: int) -> None:
+    if not isinstance(relu, bool):
+        raise TypeError(f"relu: expected a bool, got {relu!r}")
+    if isinstance(max_pool, bool) or not isinstance(max_pool, int):
+        raise TypeError(f"max_pool: expected an int, got {max_pool!r}")
+    if max_pool not in (1, 2):
+        raise ValueError(f"max_pool: expected 1 or 2, got {max_pool}")
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _differentiable(x, weight, mask, bias, geometry, relu: bool, max_pool: int) -> Tensor:
     check_conv(x, weight, mask, bias, *geometry)
+    size = out_size(x.shape[2:], weight.shape[2:], *geometry)
+    if max_pool > min(size):
+        raise ValueError(f"max_pool: expected at most the size of the result, {tuple(size)}, got {max_pool}")
+    if (relu or max_pool > 1) and _is_eager_on_cpu(x, weight, mask, bias):
+        has_backward = _needs_grad(x, weight, bias)
+        found = tail_forward(x, weight, mask, bias, geometry, relu, max_pool, has_backward)
+        if found is not None:
+            if not has_backward:
+                return found[0]
+            return _EagerTail.apply(x, weight, mask, bias, geometry, relu, max_pool, found)
+    return _tail(_convolved(x, weight, mask, bias, geometry), relu, max_pool)
+
+
+def _is_eager_on_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing but autograd is to see the operations: no transform, no tracing, no lazily negated tensor."""
+    if is_transformed() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    tensors = [t for t in (x, weight, mask, bias) if t is not None]
+    return (
+        mask.dtype == torch.bool
+        and x.device.type == "cpu"
+        and all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg() for t in tensors)
+    )
+
+
+def _convolved(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geometry) -> Tensor:
     pattern, grad_mask = mask, None
     if mask.dtype != torch.bool:
         weight = weight * mask  # autograd takes the product apart into the gradients of weight and of mask
@@ -197,8 +284,7 @@ def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
         # A mask that learns needs the gradient of pruned entries too: that is what revives them. Inside a transform a
         # tensor does not tell whether one outside of it needs the gradient.
         grad_mask = torch.ones_like(pattern) if mask.requires_grad or is_transformed() else None
-    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if (needs_grad and torch.is_grad_enabled()) or is_transformed():
+    if _needs_grad(x, weight, bias) or is_transformed():
         return _conv(x, weight, pattern, grad_mask, bias, *geometry)
     return masked_conv(x, weight, pattern, bias, *geometry)
 
@@ -215,6 +301,8 @@ def masked_conv2d(
     stride: Size = 1,
     padding: Size = 0,
     dilation: Size = 1,
+    relu: bool = False,
+    max_pool: int = 1,
 ) -> Tensor:
     """``F.conv2d(x, weight * mask, bias, stride, padding, dilation)`` in time proportional to the kept weights.
 
@@ -228,15 +316,22 @@ def masked_conv2d(
     The sparse path's results do not depend on the number of threads, torch's may. Under autocast it sums in float32
     and returns autocast's dtype.
 
+    ``relu`` and ``max_pool`` are ``F.max_pool2d(torch.relu(y), max_pool)``. On the sparse path they take place while a
+    result is still in the cache, and their gradient while it is read: at low densities they would take as long as the
+    convolution.
+
     Args:
         x: float32 or float64 ``[B, I, H, W]``. CUDA: float16 and bfloat16 too.
         weight: ``[O, I, KH, KW]``; one group.
         mask: bool, or of the dtype of weight (then multiplied in, with a gradient at every entry), shape of weight.
         bias: ``[O]`` or None.
         stride, padding, dilation: of rows and columns, or one int for both. Padding is with zeros.
+        relu: negative results become 0.
+        max_pool: 2 for the largest of each square of 2 x 2 results, after the ReLU; 1 for all of them.
 
     Returns:
-        ``[B, O, OH, OW]``, contiguous, differentiable twice in x, weight, bias and a float mask.
+        ``[B, O, OH // max_pool, OW // max_pool]``, contiguous, differentiable twice in x, weight, bias and a float
+        mask.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -253,4 +348,4 @@ def masked_conv2d(
     for name, value in (("x", x), ("weight", weight), ("mask", mask)):
         if not isinstance(value, Tensor):
             check_tensor(name, value)
-    return _masked_conv2d(x, weight, mask, bias, stride, padding, dilation)
+    return _masked_conv2d(x, weight, mask, bias, stride, padding, dilation, relu, max_pool)

@@ -54,62 +54,67 @@ struct TileRow {
 // Several channels of a run that is the whole image follow each other in it.
 void repeat_for_channels(int64_t n_channels, int64_t most, ConvRun* run) {
   run->n_channels = std::min(n_channels, std::max<int64_t>(1, most / run->n_features));
+  const int64_t n_places = run->place.size();
   for (int64_t c = 1; c < run->n_channels; ++c) {
-    for (int64_t f = 0; f < run->n_features; ++f) {
-      run->place.push_back(run->place[f] + static_cast<int32_t>(c * run->plane));
+    for (int64_t k = 0; k < n_places; ++k) run->place.push_back(run->place[k] + static_cast<int32_t>(c * run->plane));
+  }
+}
+
+// place_of(row, column) for every pixel of the squares in rows [first, last) of squares.
+template <typename F>
+ConvRun run_of(int64_t first, int64_t last, int64_t width, int64_t window, int64_t plane, F&& place_of) {
+  ConvRun run{first * width, (last - first) * width, 1, plane, window * window, {}};
+  for (int64_t h = first * window; h < last * window; h += window) {
+    for (int64_t w = 0; w < width * window; w += window) {
+      for (int64_t p = 0; p < window * window; ++p) {
+        run.place.push_back(static_cast<int32_t>(place_of(h + p / window, w + p % window)));
+      }
     }
   }
+  return run;
 }
 
 ConvRun source_run(const ConvAxis& rows, const ConvAxis& columns, const TileRow& row, int64_t line, int64_t n_lines,
-                   bool is_whole, int64_t plane) {
-  const int64_t origin = line * rows.step - rows.shift, extent = rows.extent(n_lines), width = columns.n_source;
-  const int64_t first = is_whole ? 0 : std::clamp<int64_t>(origin, 0, rows.n_source);
+                   bool is_whole, int64_t plane, int64_t window) {
+  const int64_t origin = line * rows.step - rows.shift, extent = rows.extent(n_lines);
+  const int64_t first = is_whole ? 0 : std::clamp<int64_t>(origin, 0, rows.n_source) / window;
   const int64_t last = is_whole ? rows.n_source : std::clamp<int64_t>(origin + extent, first, rows.n_source);
-  ConvRun run{first * width, (last - first) * width, 1, plane, {}};
-  const int64_t nowhere = plane - 1;  // what no line reads goes there
-  for (int64_t h = first; h < last; ++h) {
-    for (int64_t w = 0; w < width; ++w) {
-      const int64_t r = h - origin, c = w + columns.shift;
-      const bool is_read = r >= 0 && r < extent && c >= 0 && c < columns.extent(columns.n_lines);
-      run.place.push_back(static_cast<int32_t>(is_read ? r * row.length() + row.place(c) : nowhere));
-    }
-  }
-  return run;
+  const int64_t n_squares = rows.n_source / window, end = std::min(n_squares, (last + window - 1) / window);
+  return run_of(std::min(first, end), end, columns.n_source / window, window, plane, [&](int64_t h, int64_t w) {
+    const int64_t r = h - origin, c = w + columns.shift;
+    const bool is_read = r >= 0 && r < extent && c >= 0 && c < columns.extent(columns.n_lines);
+    return is_read ? r * row.length() + row.place(c) : plane - 1;  // what no line reads goes there
+  });
 }
 
-ConvRun result_run(const ConvAxis& rows, const ConvAxis& columns, int64_t line, int64_t n_lines) {
+ConvRun result_run(const ConvAxis& rows, const ConvAxis& columns, int64_t line, int64_t n_lines, int64_t window) {
   const int64_t first = std::max<int64_t>(0, line * rows.n_phases - rows.result_shift);
   const int64_t last = std::min(rows.n_result, (line + n_lines) * rows.n_phases - rows.result_shift);
   const int64_t plane = rows.n_phases * columns.n_phases * n_lines * columns.n_lines;
-  ConvRun run{first * columns.n_result, (last - first) * columns.n_result, 1, plane, {}};
-  for (int64_t h = first; h < last; ++h) {
-    for (int64_t w = 0; w < columns.n_result; ++w) {
-      const int64_t r = h + rows.result_shift, c = w + columns.result_shift;
-      const int64_t phase = r % rows.n_phases * columns.n_phases + c % columns.n_phases;
-      const int64_t pixel = (phase * n_lines + r / rows.n_phases - line) * columns.n_lines + c / columns.n_phases;
-      run.place.push_back(static_cast<int32_t>(pixel));
-    }
-  }
-  return run;
+  return run_of(first / window, last / window, columns.n_result / window, window, plane, [&](int64_t h, int64_t w) {
+    const int64_t r = h + rows.result_shift, c = w + columns.result_shift;
+    const int64_t phase = r % rows.n_phases * columns.n_phases + c % columns.n_phases;
+    return (phase * n_lines + r / rows.n_phases - line) * columns.n_lines + c / columns.n_phases;
+  });
 }
 
-std::vector<int32_t> holes_of(const ConvRun& source) {
-  std::vector<bool> is_filled(source.plane);
-  for (int64_t f = 0; f < source.n_features; ++f) is_filled[source.place[f]] = true;
+std::vector<int32_t> holes_of(const ConvRun& run, int64_t n_pixels) {
+  std::vector<bool> is_filled(run.plane);
+  for (int32_t place : run.place) is_filled[place] = true;
   std::vector<int32_t> holes;
-  for (int64_t p = 0; p + 1 < source.plane; ++p) {
+  for (int64_t p = 0; p < n_pixels; ++p) {
     if (!is_filled[p]) holes.push_back(static_cast<int32_t>(p));
   }
   return holes;
 }
 
-// As many lines a block as `bytes` allow, and about the same in each.
-int64_t lines_each(const ConvAxis& rows, const TileRow& row, int64_t n_source, int64_t bytes) {
+// As many lines a block as `bytes` allow, about the same in each, and whole squares of results.
+int64_t lines_each(const ConvAxis& rows, const TileRow& row, int64_t n_source, int64_t bytes, int64_t window) {
   int64_t n = rows.n_lines;
   while (n > 1 && n_source * rows.extent(n) * row.length() * kPixelBytes > bytes) --n;
   const int64_t n_blocks = (rows.n_lines + n - 1) / n;
-  return (rows.n_lines + n_blocks - 1) / n_blocks;
+  const int64_t n_each = (rows.n_lines + n_blocks - 1) / n_blocks;
+  return std::min(rows.n_lines, (n_each + window - 1) / window * window);
 }
 
 // Row (channel, phase) of the results takes kept weight (o, i, k, l): its channel o forward, i backward.
@@ -148,11 +153,13 @@ ConvPlan make_plan(const ConvShape& s, const MaskPattern& pattern, bool is_gradi
   const TileRow row(columns);
   ConvPlan plan{};
   plan.n_source = is_gradient ? s.n_out : s.n_in, plan.n_result = is_gradient ? s.n_in : s.n_out;
-  plan.source_features = rows.n_source * columns.n_source, plan.result_features = rows.n_result * columns.n_result;
+  const int64_t of_source = is_gradient ? s.window : 1, of_result = is_gradient ? 1 : s.window;
+  plan.source_features = (rows.n_source / of_source) * (columns.n_source / of_source);
+  plan.result_features = (rows.n_result / of_result) * (columns.n_result / of_result);
   plan.n_phases = rows.n_phases * columns.n_phases;
   plan.n_pixels = columns.n_lines, plan.x_step = rows.step * row.length();
   const double density = double(pattern.networks[0].n_entries) / s.n_weights();
-  const int64_t n_each = lines_each(rows, row, plan.n_source, source_bytes(density));
+  const int64_t n_each = lines_each(rows, row, plan.n_source, source_bytes(density), of_result);
   plan.plane = rows.extent(n_each) * row.length() + 1;
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (std::max(plan.n_source * plan.plane, plan.n_phases * n_each * plan.n_pixels) * lanes > kMost || s.n_weights() > kMost) {
@@ -162,9 +169,10 @@ ConvPlan make_plan(const ConvShape& s, const MaskPattern& pattern, bool is_gradi
     ConvBlock block;
     block.n_lines = std::min(n_each, rows.n_lines - line);
     const bool is_whole = block.n_lines == rows.n_lines;
-    block.source = source_run(rows, columns, row, line, block.n_lines, is_whole, plan.plane);
-    block.result = result_run(rows, columns, line, block.n_lines);
-    block.holes = holes_of(block.source);
+    block.source = source_run(rows, columns, row, line, block.n_lines, is_whole, plan.plane, of_source);
+    block.result = result_run(rows, columns, line, block.n_lines, of_result);
+    block.holes = holes_of(block.source, plan.plane - 1);
+    block.result_holes = holes_of(block.result, is_gradient ? 0 : block.result.plane);  // its results are only written
     if (is_whole) {
       repeat_for_channels(plan.n_source, kRunFeatures, &block.source);
       repeat_for_channels(plan.n_result, kRunFeatures, &block.result);
@@ -186,7 +194,7 @@ ConvPlan make_plan(const ConvShape& s, const MaskPattern& pattern, bool is_gradi
 bool is_same_layer(const ConvShape& a, const ConvShape& b) {
   auto key = [](const ConvShape& s) {
     return std::tie(s.n_in, s.height, s.width, s.n_out, s.kernel_h, s.kernel_w, s.stride_h, s.stride_w, s.pad_h, s.pad_w,
-                    s.dilation_h, s.dilation_w);
+                    s.dilation_h, s.dilation_w, s.window);
   };
   return key(a) == key(b);
 }
@@ -218,7 +226,8 @@ void keep(Kept plan) {
 size_t ConvPlan::bytes() const {
   size_t n = sizeof(*this) + (rows.begin.size() + rows.offset.size() + rows.weight.size()) * sizeof(int32_t);
   for (const ConvBlock& b : blocks) {
-    n += sizeof(b) + (b.source.place.size() + b.result.place.size() + b.holes.size()) * sizeof(int32_t);
+    n += sizeof(b) + (b.source.place.size() + b.result.place.size()) * sizeof(int32_t);
+    n += (b.holes.size() + b.result_holes.size()) * sizeof(int32_t);
   }
   return n;
 }

@@ -7,6 +7,8 @@
 // A stride does not reach the product. Forward, a tile's rows hold every sw-th column one after another ("phases"), so
 // that the pixels of a line read neighbours. Backward the results have phases: of the padded image's rows and columns,
 // those with the same remainder by the stride meet the same weights, and neighbours among them read neighbours in grad.
+//
+// Behind a pooling a feature of y and of its gradient is a square of window x window pixels, which has as many places.
 #pragma once
 
 #include <cstdint>
@@ -32,13 +34,14 @@ struct ConvAxis {
 struct ConvRun {
   int64_t first, n_features;   // of one channel
   int64_t n_channels, plane;   // in one run, and a channel's pixels in the tile
-  std::vector<int32_t> place;  // [n_channels * n_features]
+  int64_t n_each;              // places of a feature
+  std::vector<int32_t> place;  // [n_channels * n_features * n_each]
 };
 
 struct ConvBlock {
   int64_t n_lines;
   ConvRun source, result;
-  std::vector<int32_t> holes;  // pixels of a channel's plane that no source pixel fills: zeros
+  std::vector<int32_t> holes, result_holes;  // pixels of a channel's plane that no feature fills: zeros
 };
 
 // The kept weights by result channel and phase.
@@ -49,7 +52,7 @@ struct ConvRows {
 };
 
 struct ConvPlan {
-  int64_t n_source, source_features, n_result, result_features;  // channels, pixels of a channel
+  int64_t n_source, source_features, n_result, result_features;  // channels, features of a channel
   int64_t n_phases;                                              // of the results, both directions
   int64_t n_pixels, x_step, plane;                               // of a line; from line to line; of a source channel
   std::vector<ConvBlock> blocks;

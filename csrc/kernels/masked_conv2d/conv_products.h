@@ -15,8 +15,14 @@ namespace {
 // Kept between calls: fresh memory costs more than many a product.
 template <typename T>
 struct ConvScratch {
-  AlignedBuffer<T> source, results, ones;    // of each thread
-  AlignedBuffer<T> values, dots, bias_dots;  // of a call
+  AlignedBuffer<T> source, results, kept, ones;  // of each thread
+  AlignedBuffer<T> values, dots, bias_dots;      // of a call
+};
+
+// What follows the product.
+struct ConvTail {
+  bool is_there, has_relu;
+  uint16_t* passes;  // or null
 };
 template <typename T>
 ConvScratch<T>& conv_scratch() {
@@ -39,15 +45,16 @@ class ConvProducts {
       : run_(run), plan_(plan), rows_(plan.rows), batch_(batch), n_tiles_((batch + kLanes - 1) / kLanes),
         n_blocks_(plan.blocks.size()), n_threads_(threads_for(n_threads)), shared_(conv_scratch<T>()) {}
 
-  // result = the product of the plan with source; bias [n_result] or null.
-  void product(const T* source, const T* weight, const T* bias, T* result) {
+  // result = the product of the plan with source, of which `passes` (or null) tell what passed a tail, and a tail over it;
+  // bias [n_result] or null.
+  void product(const T* source, const uint16_t* passes, const T* weight, const T* bias, const ConvTail& tail, T* result) {
     const T* values = kept_of(weight);
     const int64_t n_items = n_tiles_ * n_blocks_, n_splits = splits_of(n_items);
     parallel_items(n_items * n_splits, n_threads_, [&](int64_t job, int) {
       ConvScratch<T>& own = conv_scratch<T>();
       const int64_t item = job / n_splits;
       const ConvBlock& block = plan_.blocks[item % n_blocks_];
-      gather_source(item, source, &own);
+      gather_source(item, source, passes, &own);
       for_channels(block.result, job % n_splits, n_splits, [&](int64_t first, int64_t last) {
         const int64_t plane = block.result.plane, phase_size = plane / plan_.n_phases * kLanes;
         own.results.resize((last - first) * plane * kLanes);
@@ -57,16 +64,13 @@ class ConvProducts {
           run_.product(entries_of(row, values), lines_of(block), own.source.data(), start,
                        own.results.data() + r * phase_size);
         }
-        run_.scatter(own.results.data(), block.result.place.data(), samples_of(item),
-                     (last - first) * block.result.n_features,
-                     result + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + block.result.first,
-                     plan_.n_result * plan_.result_features);
+        scatter_results(item, first, last, tail, &own, result);
       });
     });
   }
 
   // The gradients of the kept weights and of the bias [n_result] (or null) along a forward plan.
-  void weight_gradient(const T* grad, const T* x, int64_t n_weights, T* grad_weight, T* grad_bias) {
+  void weight_gradient(const T* grad, const uint16_t* passes, const T* x, int64_t n_weights, T* grad_weight, T* grad_bias) {
     const int64_t n_entries = rows_.offset.size(), n_items = n_tiles_ * n_blocks_;
     const int64_t n_parts = parts_of(n_items, n_entries), n_splits = splits_of(n_parts);
     shared_.dots.assign_zero(n_parts * n_entries), shared_.bias_dots.assign_zero(n_parts * plan_.n_result);
@@ -74,7 +78,7 @@ class ConvProducts {
     parallel_items(n_parts * n_splits, n_threads_, [&](int64_t job, int) {
       const int64_t part = job / n_splits;
       for (int64_t item = n_items * part / n_parts; item < n_items * (part + 1) / n_parts; ++item) {
-        add_dots(item, job % n_splits, n_splits, grad, x, dots + part * n_entries,
+        add_dots(item, job % n_splits, n_splits, grad, passes, x, dots + part * n_entries,
                  grad_bias == nullptr ? nullptr : bias_dots + part * plan_.n_result);
       }
     });
@@ -150,8 +154,47 @@ class ConvProducts {
     return {block.n_lines, plan_.n_pixels, plan_.x_step * kLanes};
   }
 
+  // Where the passes of a channel's run are, of n_channels with n_features each.
+  template <typename P>
+  static P* passes_of(P* passes, int64_t tile, int64_t n_channels, int64_t channel, int64_t n_features, const ConvRun& run) {
+    return passes == nullptr ? nullptr : passes + ((tile * n_channels + channel) * n_features + run.first) * run.n_each;
+  }
+
+  // n features of a run into a tile; what did not pass a tail gets 0.
+  void lay_out(const T* samples, int64_t stride, int64_t n_batch, int64_t n, const ConvRun& run, const uint16_t* passes,
+               AlignedBuffer<T>* kept, T* tile) const {
+    if (passes == nullptr) {
+      run_.gather(samples, stride, n_batch, n, run.place.data(), tile);
+      return;
+    }
+    kept->resize(n * kLanes);
+    run_.gather(samples, stride, n_batch, n, nullptr, kept->data());
+    run_.spread(kept->data(), passes, run.place.data(), n, run.n_each, tile);
+  }
+
+  static void fill_holes(const std::vector<int32_t>& holes, T* channel) {
+    for (int32_t hole : holes) std::memset(channel + hole * kLanes, 0, kLanes * sizeof(T));
+  }
+
+  // Of channels [first, last), through the tail.
+  void scatter_results(int64_t item, int64_t first, int64_t last, const ConvTail& tail, ConvScratch<T>* own, T* result) const {
+    const ConvRun& run = plan_.blocks[item % n_blocks_].result;
+    const int64_t n = (last - first) * run.n_features, n_features = plan_.result_features;
+    const T* tile = own->results.data();
+    const int32_t* place = run.place.data();
+    if (tail.is_there) {
+      own->kept.resize(n * kLanes);
+      run_.pool(tile, place, n, run.n_each, tail.has_relu, own->kept.data(),
+                passes_of(tail.passes, tile_of(item), plan_.n_result, first, n_features, run));
+      tile = own->kept.data(), place = nullptr;
+    }
+    run_.scatter(tile, place, samples_of(item), n,
+                 result + (tile_of(item) * kLanes * plan_.n_result + first) * n_features + run.first,
+                 plan_.n_result * n_features);
+  }
+
   // The item's tile of source, zeros around the image included.
-  void gather_source(int64_t item, const T* source, ConvScratch<T>* own) const {
+  void gather_source(int64_t item, const T* source, const uint16_t* passes, ConvScratch<T>* own) const {
     const ConvBlock& block = plan_.blocks[item % n_blocks_];
     const ConvRun& run = block.source;
     own->source.resize(plan_.n_source * plan_.plane * kLanes);
@@ -160,30 +203,32 @@ class ConvProducts {
     const T* samples = source + tile_of(item) * kLanes * stride + run.first;
     for (int64_t c = 0; c < plan_.n_source; c += run.n_channels) {
       const int64_t n = std::min(run.n_channels, plan_.n_source - c);
-      run_.gather(samples + c * plan_.source_features, stride, samples_of(item), n * run.n_features, run.place.data(),
-                  tile + c * plan_.plane * kLanes);
+      lay_out(samples + c * plan_.source_features, stride, samples_of(item), n * run.n_features, run,
+              passes_of(passes, tile_of(item), plan_.n_source, c, plan_.source_features, run), &own->kept,
+              tile + c * plan_.plane * kLanes);
     }
-    for (int64_t c = 0; c < plan_.n_source; ++c) {
-      for (int32_t hole : block.holes) std::memset(tile + (c * plan_.plane + hole) * kLanes, 0, kLanes * sizeof(T));
-    }
+    for (int64_t c = 0; c < plan_.n_source; ++c) fill_holes(block.holes, tile + c * plan_.plane * kLanes);
   }
 
-  void add_dots(int64_t item, int64_t split, int64_t n_splits, const T* grad, const T* x, T* dots, T* bias_dots) const {
+  void add_dots(int64_t item, int64_t split, int64_t n_splits, const T* grad, const uint16_t* passes, const T* x, T* dots,
+                T* bias_dots) const {
     ConvScratch<T>& own = conv_scratch<T>();
     const ConvBlock& block = plan_.blocks[item % n_blocks_];
     const ConvRun& run = block.result;
     const ConvLines lines = lines_of(block);
-    gather_source(item, x, &own);
+    gather_source(item, x, nullptr, &own);
     const int64_t n_numbers = run.plane * kLanes;
     own.results.resize(run.n_channels * n_numbers), own.ones.resize(plan_.n_pixels * kLanes);
     std::fill_n(own.ones.data(), plan_.n_pixels * kLanes, T{1});
     for_channels(run, split, n_splits, [&](int64_t first, int64_t last) {
       if (bias_dots == nullptr && rows_.begin[first] == rows_.begin[last]) return;
-      run_.gather(grad + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + run.first,
-                  plan_.n_result * plan_.result_features, samples_of(item), (last - first) * run.n_features,
-                  run.place.data(), own.results.data());
+      lay_out(grad + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + run.first,
+              plan_.n_result * plan_.result_features, samples_of(item), (last - first) * run.n_features, run,
+              passes_of(passes, tile_of(item), plan_.n_result, first, plan_.result_features, run), &own.kept,
+              own.results.data());
       for (int64_t o = first; o < last; ++o) {
-        const T* channel = own.results.data() + (o - first) * n_numbers;
+        T* channel = own.results.data() + (o - first) * n_numbers;
+        fill_holes(block.result_holes, channel);
         run_.dots(entries_of(o, nullptr), lines, channel, own.source.data(), dots + rows_.begin[o]);
         if (bias_dots != nullptr) {
           const int32_t nowhere = 0;

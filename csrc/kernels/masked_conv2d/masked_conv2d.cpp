@@ -17,14 +17,17 @@ template <typename T>
 void gather_baseline(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, const int32_t* place, T* tile) {
   constexpr int64_t kWidth = kTileSamples<T>;
   for (int64_t f = 0; f < n_features; ++f) {
-    for (int64_t b = 0; b < kWidth; ++b) tile[place[f] * kWidth + b] = b < n_batch ? x[b * x_stride + f] : T{0};
+    T* pixel = tile + (place == nullptr ? f : place[f]) * kWidth;
+    for (int64_t b = 0; b < kWidth; ++b) pixel[b] = b < n_batch ? x[b * x_stride + f] : T{0};
   }
 }
 
 template <typename T>
 void scatter_baseline(const T* tile, const int32_t* place, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride) {
   for (int64_t b = 0; b < n_batch; ++b) {
-    for (int64_t f = 0; f < n_features; ++f) y[b * y_stride + f] = tile[place[f] * kTileSamples<T> + b];
+    for (int64_t f = 0; f < n_features; ++f) {
+      y[b * y_stride + f] = tile[(place == nullptr ? f : place[f]) * kTileSamples<T> + b];
+    }
   }
 }
 
@@ -53,6 +56,37 @@ void dots_baseline(const ConvEntries<T>& entries, const ConvLines& lines, const 
 }
 
 template <typename T>
+void pool_baseline(const T* tile, const int32_t* place, int64_t n, int64_t n_each, bool has_relu, T* kept,
+                   uint16_t* passes) {
+  constexpr int64_t kWidth = kTileSamples<T>;
+  auto exceeds = [](T a, T b) { return a > b || a != a; };
+  for (int64_t q = 0; q < n; ++q, place += n_each) {
+    if (passes != nullptr) std::fill_n(passes + q * n_each, n_each, uint16_t{0});
+    for (int64_t b = 0; b < kWidth; ++b) {
+      int64_t at = 0;
+      T largest = tile[place[0] * kWidth + b];
+      for (int64_t p = 1; p < n_each; ++p) {
+        const T v = tile[place[p] * kWidth + b];
+        if (exceeds(v, largest)) largest = v, at = p;
+      }
+      const bool is_passed = !has_relu || exceeds(largest, T{0});
+      kept[q * kWidth + b] = is_passed ? largest : T{0};
+      if (is_passed && passes != nullptr) passes[q * n_each + at] |= static_cast<uint16_t>(1u << b);
+    }
+  }
+}
+
+template <typename T>
+void spread_baseline(const T* kept, const uint16_t* passes, const int32_t* place, int64_t n, int64_t n_each, T* tile) {
+  constexpr int64_t kWidth = kTileSamples<T>;
+  for (int64_t k = 0; k < n * n_each; ++k) {
+    for (int64_t b = 0; b < kWidth; ++b) {
+      tile[place[k] * kWidth + b] = (passes[k] >> b & 1) != 0 ? kept[k / n_each * kWidth + b] : T{0};
+    }
+  }
+}
+
+template <typename T>
 MaskedConv2dFunctions<T> level_functions() {
 #ifdef PNS_X86
   switch (simd_level()) {
@@ -61,7 +95,8 @@ MaskedConv2dFunctions<T> level_functions() {
     default: break;
   }
 #endif
-  return {gather_baseline<T>, scatter_baseline<T>, product_baseline<T>, dots_baseline<T>};
+  return {gather_baseline<T>, scatter_baseline<T>, product_baseline<T>,
+          dots_baseline<T>,   pool_baseline<T>,    spread_baseline<T>};
 }
 
 std::shared_ptr<const MaskPattern> conv_pattern(const ConvShape& s, const uint8_t* mask, int n_threads) {
@@ -81,10 +116,12 @@ bool masked_conv2d_forward(const MaskedConv2dForward<T>& p, bool is_forced) {
   if (s.batch == 0) return true;
   const auto pattern = conv_pattern(s, p.mask, p.n_threads);
   if (!is_forced && is_dense_faster<T>(s, *pattern, kForwardCost)) return false;
+  if (!is_forced && p.passes != nullptr && is_dense_faster<T>(s, *pattern, kBackwardCost)) return false;
   const auto plan = conv_plan(s, pattern, false, kTileSamples<T>);
   if (!plan->is_made()) return false;
   advise_huge_pages(p.y, s.batch * plan->n_result * plan->result_features * sizeof(T));
-  ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads).product(p.x, p.weight, p.bias, p.y);
+  const ConvTail tail{s.window > 1 || p.has_relu, p.has_relu, p.passes};
+  ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads).product(p.x, nullptr, p.weight, p.bias, tail, p.y);
   release_large_conv_scratch<T>();
   return true;
 }
@@ -98,18 +135,19 @@ bool masked_conv2d_backward(const MaskedConv2dBackward<T>& p, bool is_forced) {
     return true;
   }
   const auto pattern = conv_pattern(s, p.mask, p.n_threads);
-  if (!is_forced && is_dense_faster<T>(s, *pattern, kBackwardCost)) return false;
+  if (!is_forced && p.passes == nullptr && is_dense_faster<T>(s, *pattern, kBackwardCost)) return false;
   const auto run = level_functions<T>();
   if (p.grad_x != nullptr) {
     const auto plan = conv_plan(s, pattern, true, kTileSamples<T>);
     if (!plan->is_made()) return false;
     advise_huge_pages(p.grad_x, s.batch * plan->n_result * plan->result_features * sizeof(T));
-    ConvProducts<T>(run, *plan, s.batch, p.n_threads).product(p.grad, p.weight, nullptr, p.grad_x);
+    ConvProducts<T>(run, *plan, s.batch, p.n_threads).product(p.grad, p.passes, p.weight, nullptr, {}, p.grad_x);
   }
   if (p.grad_weight != nullptr) {
     const auto plan = conv_plan(s, pattern, false, kTileSamples<T>);
     if (!plan->is_made()) return false;
-    ConvProducts<T>(run, *plan, s.batch, p.n_threads).weight_gradient(p.grad, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
+    ConvProducts<T>(run, *plan, s.batch, p.n_threads)
+        .weight_gradient(p.grad, p.passes, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
   }
   release_large_conv_scratch<T>();
   return true;

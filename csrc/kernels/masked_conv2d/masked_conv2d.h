@@ -5,6 +5,12 @@
 //             grad_weight[o,i,k,l] = m[o,i,k,l] sum_{b,h,w} grad[b,o,h,w] x[b,i, h sh + k dh - ph, w sw + l dw - pw]
 //             grad_bias[o] = sum_{b,h,w} grad[b,o,h,w]                        (grad_weight is 0 where pruned)
 //
+// A tail may follow in the same call, so that y never goes through memory: y <- max(y, 0), then the largest of each square
+// of window x window pixels, of which the last rows and columns are in none where they do not fill one. Backward, grad
+// then is that of the tail's result, and goes where `passes` say: bit j of passes[tile][o][square][pixel of the square] is
+// set where sample j of a tile has its largest there, the first of equal ones, and above 0 if there is a ReLU. A NaN is
+// larger than any number.
+//
 // Stride (sh, sw), padding (ph, pw) with zeros, dilation (dh, dw). x [B, I, H, W], weight and mask [O, I, KH, KW],
 // y [B, O, OH, OW]; all contiguous, row-major; mask one byte an entry. Each of the backward's outputs is formed if its
 // pointer is given. A pruned weight is not read: a NaN or inf there does not spread.
@@ -25,6 +31,7 @@ namespace pns {
 
 struct ConvShape {
   int64_t batch, n_in, height, width, n_out, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t window;  // 1: no pooling
 
   int64_t out_height() const { return (height + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) / stride_h + 1; }
   int64_t out_width() const { return (width + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }
@@ -39,6 +46,8 @@ struct MaskedConv2dForward {
   const uint8_t* mask;
   const T* bias;  // [O] or null
   T* y;
+  bool has_relu;
+  uint16_t* passes;  // of the tail, or null
   int n_threads;
 };
 
@@ -49,15 +58,16 @@ struct MaskedConv2dBackward {
   const T* x;       // unused without grad_weight
   const T* weight;  // unused without grad_x
   const uint8_t* mask;
+  const uint16_t* passes;  // null without a tail
   T* grad_x;       // or null
   T* grad_weight;  // or null
   T* grad_bias;    // or null
   int n_threads;
 };
 
-// Every size is at least 1, but the batch may be 0. False, and nothing of use written: a dense convolution is estimated to take
-// less time (conv_cost.h), or a tile
-// exceeds 2^31 numbers. The estimate is not asked with is_forced.
+// Every size is at least 1, but the batch may be 0. False, and nothing of use written: a dense convolution is estimated to
+// take less time (conv_cost.h), or a tile exceeds 2^31 numbers. The estimate is not asked with is_forced, nor in a backward
+// with passes; a forward that is to write them asks for both directions.
 template <typename T> bool masked_conv2d_forward(const MaskedConv2dForward<T>& p, bool is_forced);
 template <typename T> bool masked_conv2d_backward(const MaskedConv2dBackward<T>& p, bool is_forced);
 
@@ -77,7 +87,7 @@ struct ConvLines {
   int64_t n_lines, n_pixels, x_step;
 };
 
-// What each SIMD level provides. place[f] is where feature f (a pixel of a channel) is in the tile, in pixels.
+// What each SIMD level provides. place[f] is where feature f (a pixel of a channel) is in the tile, in pixels; null: at f.
 template <typename T>
 struct MaskedConv2dFunctions {
   // tile[place[f]][b] = x[b][f] for n_batch samples, 0 behind them; x_stride from sample to sample. And back.
@@ -87,6 +97,10 @@ struct MaskedConv2dFunctions {
   void (*product)(const ConvEntries<T>& entries, const ConvLines& lines, const T* x, T start, T* y);
   // dots[entry] += sum over l and n of grad[l][n] * x[offset + l * x_step + n]
   void (*dots)(const ConvEntries<T>& entries, const ConvLines& lines, const T* grad, const T* x, T* dots);
+  // The tail for n squares of n_each (1 or 4) pixels, place[q * n_each + p] that of square q's pixel p: kept[q] from the
+  // tile, and passes[q * n_each + p] (or null). And back, into all of those places.
+  void (*pool)(const T* tile, const int32_t* place, int64_t n, int64_t n_each, bool has_relu, T* kept, uint16_t* passes);
+  void (*spread)(const T* kept, const uint16_t* passes, const int32_t* place, int64_t n, int64_t n_each, T* tile);
 };
 template <typename T> MaskedConv2dFunctions<T> masked_conv2d_avx2();
 template <typename T> MaskedConv2dFunctions<T> masked_conv2d_avx512();

@@ -32,13 +32,21 @@ inline int64_t piece_of(int64_t n, int64_t most) {
 template <typename T, int W>
 void gather_tile(const T* x, int64_t x_stride, int64_t n_batch, int64_t n_features, const int32_t* place, T* tile) {
   constexpr int64_t kWidth = kTileSamples<T>;
-  gather_features<T, W>(x, x_stride, n_batch, n_features, kWidth, [&](int64_t f) { return tile + place[f] * kWidth; });
+  if (place == nullptr) {
+    gather_features<T, W>(x, x_stride, n_batch, n_features, kWidth, [&](int64_t f) { return tile + f * kWidth; });
+  } else {
+    gather_features<T, W>(x, x_stride, n_batch, n_features, kWidth, [&](int64_t f) { return tile + place[f] * kWidth; });
+  }
 }
 
 template <typename T, int W>
 void scatter_tile(const T* tile, const int32_t* place, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride) {
   constexpr int64_t kWidth = kTileSamples<T>;
-  scatter_features<T, W>(n_batch, n_features, y, y_stride, [&](int64_t f) { return tile + place[f] * kWidth; });
+  if (place == nullptr) {
+    scatter_features<T, W>(n_batch, n_features, y, y_stride, [&](int64_t f) { return tile + f * kWidth; });
+  } else {
+    scatter_features<T, W>(n_batch, n_features, y, y_stride, [&](int64_t f) { return tile + place[f] * kWidth; });
+  }
 }
 
 // L lines of N vectors, summed in registers over all entries: a broadcast weight is shared by L * N FMAs.
@@ -143,9 +151,64 @@ void dots(const ConvEntries<T>& entries, const ConvLines& lines, const T* grad, 
   }
 }
 
+template <typename V> typename V::IntLanes exceeds(V a, V b) { return (a > b) | (a.v != a.v); }
+
+template <typename T, int W, int N>
+void pool_squares(const T* tile, const int32_t* place, int64_t n, bool has_relu, T* kept, uint16_t* passes) {
+  using Vector = Vec<T, W>;
+  constexpr int64_t kWidth = kTileSamples<T>;
+  for (int64_t q = 0; q < n; ++q, place += N) {
+    uint32_t found[N] = {};
+    for (int64_t at = 0; at < kWidth; at += W) {
+      Vector largest = Vector::load(tile + place[0] * kWidth + at);
+      uint32_t is_at[N] = {(1u << W) - 1};
+      for (int p = 1; p < N; ++p) {
+        const Vector v = Vector::load(tile + place[p] * kWidth + at);
+        const auto is_larger = exceeds(v, largest);
+        largest = select(is_larger, v, largest);
+        is_at[p] = lane_bits<W>(is_larger);
+        for (int before = 0; before < p; ++before) is_at[before] &= ~is_at[p];
+      }
+      if (has_relu) {
+        const auto is_positive = exceeds(largest, Vector::zero());
+        largest = select(is_positive, largest, Vector::zero());
+        for (uint32_t& bits : is_at) bits &= lane_bits<W>(is_positive);
+      }
+      largest.store(kept + q * kWidth + at);
+      for (int p = 0; p < N; ++p) found[p] |= is_at[p] << at;
+    }
+    for (int p = 0; p < N && passes != nullptr; ++p) passes[q * N + p] = static_cast<uint16_t>(found[p]);
+  }
+}
+
+template <typename T, int W>
+void pool(const T* tile, const int32_t* place, int64_t n, int64_t n_each, bool has_relu, T* kept, uint16_t* passes) {
+  (n_each == 1 ? pool_squares<T, W, 1> : pool_squares<T, W, 4>)(tile, place, n, has_relu, kept, passes);
+}
+
+template <typename T, int W, int N>
+void spread_squares(const T* kept, const uint16_t* passes, const int32_t* place, int64_t n, T* tile) {
+  using Vector = Vec<T, W>;
+  constexpr int64_t kWidth = kTileSamples<T>;
+  for (int64_t q = 0; q < n; ++q, place += N, passes += N) {
+    for (int64_t at = 0; at < kWidth; at += W) {
+      const Vector v = Vector::load(kept + q * kWidth + at);
+      for (int p = 0; p < N; ++p) {
+        const auto is_passed = lanes_of_bits<Vector>(uint32_t{passes[p]} >> at);
+        select(is_passed, v, Vector::zero()).store(tile + place[p] * kWidth + at);
+      }
+    }
+  }
+}
+
+template <typename T, int W>
+void spread(const T* kept, const uint16_t* passes, const int32_t* place, int64_t n, int64_t n_each, T* tile) {
+  (n_each == 1 ? spread_squares<T, W, 1> : spread_squares<T, W, 4>)(kept, passes, place, n, tile);
+}
+
 template <typename T, int W>
 MaskedConv2dFunctions<T> masked_conv2d_functions() {
-  return {gather_tile<T, W>, scatter_tile<T, W>, product<T, W>, dots<T, W>};
+  return {gather_tile<T, W>, scatter_tile<T, W>, product<T, W>, dots<T, W>, pool<T, W>, spread<T, W>};
 }
 
 }  // namespace
