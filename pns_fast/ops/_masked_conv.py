@@ -121,6 +121,11 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor:
     return (weight.contiguous().view(bits) & -mask.contiguous().to(bits)).view(weight.dtype)
 
 
+def _is_full(mask: Tensor) -> bool:
+    """Whether it is one True, expanded: what a mask that learns wants gradients for."""
+    return mask.device.type == "cpu" and mask.numel() > 0 and not any(mask.stride()) and bool(mask[0, 0, 0, 0])
+
+
 def _dense_conv(x, weight, mask, bias, stride, padding, dilation) -> Tensor:
     y = torch.nn.functional.conv2d(x.contiguous(), _masked(weight, mask), bias, stride, padding, dilation)
     return y.contiguous()
@@ -134,7 +139,7 @@ def _dense_backward(grad, x, weight, mask, stride, padding, dilation, wanted):
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, x, weight, *options)
     return (
         grad_x.contiguous() if wanted[0] else None,
-        _masked(grad_weight, mask) if wanted[1] else None,
+        (grad_weight if _is_full(mask) else _masked(grad_weight, mask)) if wanted[1] else None,
         grad_bias if wanted[2] else None,
     )
 
@@ -195,7 +200,8 @@ def _dense_input(grad, weight, mask, size, *geometry) -> Tensor:
 
 def _masked_conv_outer_cpu(grad, x, mask, *geometry) -> Tensor:
     _check_outer(grad, x, mask, *geometry)
-    if path != "dense":
+    is_dense = _is_full(mask) and mask.shape[1] >= 16  # torch's convolution fills up to 16 channels
+    if path == "sparse" or (path == "estimate" and not is_dense):
         grad_weight = _memory.empty(mask.shape, x.dtype)
         sizes = _sizes(len(x), x.shape[2:], mask.shape, geometry)
         if _sparse_backward(sizes, grad, x, None, mask, None, grad_weight, None):

@@ -283,7 +283,8 @@ def _convolved(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geo
         pattern = mask != 0
         # A mask that learns needs the gradient of pruned entries too: that is what revives them. Inside a transform a
         # tensor does not tell whether one outside of it needs the gradient.
-        grad_mask = torch.ones_like(pattern) if mask.requires_grad or is_transformed() else None
+        if mask.requires_grad or is_transformed():
+            grad_mask = pattern.new_ones(()).expand(pattern.shape)
     if _needs_grad(x, weight, bias) or is_transformed():
         return _conv(x, weight, pattern, grad_mask, bias, *geometry)
     return masked_conv(x, weight, pattern, bias, *geometry)
