@@ -1,6 +1,6 @@
 // Items handed out one by one to threads. Which thread gets which item never changes a result: a kernel's item
-// owns its output. The threads are kept between calls (thread_team.h), so that a call costs microseconds while they
-// still look for work and some 20 us once they sleep; callers ask for one thread below about 20 us of work.
+// owns its output. The threads are torch's, or kept between calls (thread_team.h), so that a call costs microseconds
+// while they still look for work and some 20 us once they sleep; callers ask for one thread below about 20 us of work.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,6 @@
 #include "core/thread_team.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -8,9 +9,75 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace pns {
 namespace {
+
+// ---- torch's threads
+
+// The OpenMP runtime that torch has loaded, whichever it is: GCC's, and LLVM's and Intel's by the same names.
+struct OpenMp {
+  void (*parallel)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags);
+  int (*thread_num)();
+  int (*max_threads)();
+  int (*in_parallel)();
+};
+
+template <typename F>
+bool find(const char* name, F* f) {
+  *f = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
+  return *f != nullptr;
+}
+
+// Null where there is none.
+const OpenMp* find_openmp() {
+  static OpenMp found;
+  const bool is_there = find("GOMP_parallel", &found.parallel) && find("omp_get_thread_num", &found.thread_num) &&
+                        find("omp_get_max_threads", &found.max_threads) && find("omp_in_parallel", &found.in_parallel);
+  return is_there ? &found : nullptr;
+}
+
+// Whether as many threads can be had: OpenMP ends the process where it is refused one. It keeps threads for each thread
+// that calls it, so each finds out once.
+bool can_have(int n_threads) {
+  static thread_local int n_seen = 1;
+  if (n_threads <= n_seen) return true;
+  std::atomic<bool> is_over{false};
+  std::vector<std::thread> threads;
+  try {
+    while (static_cast<int>(threads.size()) < n_threads - 1) {
+      threads.emplace_back([&] { while (!is_over) std::this_thread::yield(); });
+    }
+    n_seen = n_threads;
+  } catch (const std::system_error&) {
+  }
+  is_over = true;
+  for (auto& thread : threads) thread.join();
+  return n_threads <= n_seen;
+}
+
+struct OpenMpJob {
+  const OpenMp* openmp;
+  void (*f)(void*, int);
+  void* context;
+  int n_threads;
+};
+
+// All of OpenMP's threads come, and those beyond n_threads go again: a team of another size would make GCC's runtime end
+// threads and start them anew (as torch's ParallelOpenMP.h notes).
+void run_on_openmp(const OpenMp& openmp, int n_threads, void (*f)(void*, int), void* context) {
+  OpenMpJob job{&openmp, f, context, n_threads};
+  openmp.parallel(
+      [](void* argument) {
+        const auto& mine = *static_cast<const OpenMpJob*>(argument);
+        const int worker = mine.openmp->thread_num();
+        if (worker < mine.n_threads) mine.f(mine.context, worker);
+      },
+      &job, 0, 0);
+}
+
+// ---- threads of our own, where torch's cannot be used
 
 // How long a thread looks for work before it sleeps: the parts of one call, and a forward and its backward in Python,
 // follow each other faster than that.
@@ -110,18 +177,35 @@ std::atomic<ThreadTeam*> the_team{nullptr};
 ThreadTeam& team() {
   ThreadTeam* existing = the_team.load(std::memory_order_acquire);
   if (existing != nullptr) return *existing;
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });
-  (void)registered;
   auto* mine = new ThreadTeam();
   if (the_team.compare_exchange_strong(existing, mine)) return *mine;
   delete mine;
   return *existing;
 }
 
+// Nor has it OpenMP's threads, for which OpenMP would wait.
+std::atomic<bool> is_forked{false};
+std::atomic<bool> is_busy{false};
+
+void begin_anew() {
+  the_team = nullptr;
+  is_forked = true, is_busy = false;
+}
+
 }  // namespace
 
 void run_on_team(int n_threads, void (*f)(void* context, int worker), void* context) {
-  team().run(n_threads, f, context);
+  static const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
+  (void)registered;
+  static const OpenMp* const openmp = find_openmp();
+  if (openmp == nullptr || is_forked) return team().run(n_threads, f, context);
+  if (openmp->in_parallel() || is_busy.exchange(true, std::memory_order_acquire)) return f(context, 0);
+  if (can_have(openmp->max_threads())) {
+    run_on_openmp(*openmp, n_threads, f, context);
+  } else {
+    team().run(n_threads, f, context);
+  }
+  is_busy.store(false, std::memory_order_release);
 }
 
 }  // namespace pns

@@ -34,7 +34,7 @@ class FusedSequential(nn.Sequential):
             if n == 0 or any(_is_hooked(m) for m in modules[at : at + 1 + n]):
                 input, at = layer(input), at + 1
             else:
-                input = conv2d(layer, input, layer.weight_mask, layer._masked_bias(), relu, max_pool)
+                input = conv2d(layer, input, layer.weight_mask, layer.bias, layer.bias_mask, relu, max_pool)
                 at += 1 + n
         return input
 

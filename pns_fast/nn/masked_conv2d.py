@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import ops
+from ..ops.masked_conv2d import masked_layer
 from .masked_layer import HALVES, MaskedLayer
 
 Size = int | tuple[int, int]
@@ -24,11 +24,18 @@ def unsupported(layer: nn.Conv2d) -> str:
 
 
 def conv2d(
-    layer: nn.Conv2d, input: Tensor, mask: Tensor, bias: Tensor | None, relu: bool = False, max_pool: int = 1
+    layer: nn.Conv2d,
+    input: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    bias_mask: Tensor | None = None,
+    relu: bool = False,
+    max_pool: int = 1,
 ) -> Tensor:
-    """``layer`` with ``weight * mask`` and ``bias``, and what follows it: the native op, or a dense convolution for
-    weights in half precision, which it does not take."""
+    """``layer`` with ``weight * mask`` and ``bias * bias_mask``, and what follows it: the native op, or a dense
+    convolution for weights in half precision, which it does not take."""
     if layer.weight.dtype in HALVES:
+        bias = bias if bias_mask is None else torch.where(bias_mask, bias, 0)
         y = F.conv2d(input, layer.weight * mask, bias, layer.stride, layer.padding, layer.dilation)
         y = F.relu(y) if relu else y
         return F.max_pool2d(y, max_pool) if max_pool > 1 else y
@@ -37,7 +44,8 @@ def conv2d(
         around = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         padding = tuple(around) if padding == "same" else (0, 0)
     images = input.unsqueeze(0) if input.dim() == 3 else input
-    y = ops.masked_conv2d(images, layer.weight, mask, bias, layer.stride, padding, layer.dilation, relu, max_pool)
+    geometry = layer.stride, padding, layer.dilation
+    y = masked_layer(images, layer.weight, mask, bias, bias_mask, *geometry, relu, max_pool)
     return y.squeeze(0) if input.dim() == 3 else y
 
 
@@ -100,4 +108,4 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         return cls._from_plain(layer, weight_mask, bias_mask)
 
     def forward(self, input: Tensor) -> Tensor:
-        return conv2d(self, input, self.weight_mask, self._masked_bias())
+        return conv2d(self, input, self.weight_mask, self.bias, self.bias_mask)

@@ -8,13 +8,23 @@ conv_cost.h); elsewhere, and on CUDA, torch convolves with the masked weight. Re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _native
 from . import _memory
-from ._library import check_same_device, check_same_dtype, check_shape, check_tensor, library, pointer
+from ._library import (
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+    is_transformed,
+    library,
+    pointer,
+)
 from ._masked_product import dtypes_on
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation"
@@ -59,23 +69,31 @@ def check_geometry(stride: Pair, padding: Pair, dilation: Pair) -> None:
             raise ValueError(f"{name}: expected an int or a pair of at least {least}, got {tuple(pair)}")
 
 
-def check_conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Pair) -> None:
+def check_sizes(x_shape: Sequence[int], weight_shape: Sequence[int], *geometry: Pair, window: int = 1) -> None:
+    """Of two shapes of four dimensions."""
+    check_geometry(*geometry)
+    if min(weight_shape) < 1:
+        raise ValueError(f"weight: expected sizes of at least 1, got shape {tuple(weight_shape)}")
+    n_in = weight_shape[1]
+    if x_shape[1] != n_in:
+        raise ValueError(f"x: expected shape [B, {n_in}, H, W] (weight's inputs; one group), got {tuple(x_shape)}")
+    size = out_size(x_shape[2:], weight_shape[2:], *geometry)
+    if min(x_shape[2:]) < 1 or min(size) < 1:
+        raise ValueError(f"x: expected an image as large as the kernel, got {tuple(x_shape)} for {tuple(weight_shape)}")
+    if min(size) < window:
+        raise ValueError(f"max_pool: expected at most the size of the result, {tuple(size)}, got {window}")
+
+
+def check_conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Pair, window: int = 1) -> None:
     floats = dtypes_on(x.device)
     check_tensor("x", x, floats, (4,))
     check_tensor("weight", weight, floats, (4,))
     check_tensor("mask", mask, (torch.bool, *floats))
-    check_geometry(*geometry)
-    n_out, n_in, *kernel = weight.shape
-    if min(weight.shape) < 1:
-        raise ValueError(f"weight: expected sizes of at least 1, got shape {tuple(weight.shape)}")
-    if x.shape[1] != n_in:
-        raise ValueError(f"x: expected shape [B, {n_in}, H, W] (weight's inputs; one group), got {tuple(x.shape)}")
-    if min(x.shape[2:]) < 1 or min(out_size(x.shape[2:], kernel, *geometry)) < 1:
-        raise ValueError(f"x: expected an image as large as the kernel, got {tuple(x.shape)} for {tuple(weight.shape)}")
+    check_sizes(x.shape, weight.shape, *geometry, window=window)
     check_shape("mask", mask, weight.shape, "that of weight")
     if bias is not None:
         check_tensor("bias", bias, floats)
-        check_shape("bias", bias, (n_out,), "weight's outputs")
+        check_shape("bias", bias, weight.shape[:1], "weight's outputs")
     check_same_dtype(x=x, weight=weight, bias=bias, mask=None if mask.dtype == torch.bool else mask)
     check_same_device(x=x, weight=weight, mask=mask, bias=bias)
 
@@ -158,16 +176,16 @@ def _sizes(
     return [n, n_in, *size, n_out, *kernel, *(value for pair in geometry for value in pair), window]
 
 
-def _sparse_forward(sizes, x, weight, mask, bias, y, has_relu=False, passes=None) -> bool:
+def _sparse_forward(sizes, x, weight, mask, bias, y, bias_mask=None, has_relu=False, passes=None) -> bool:
     """False where torch's convolution is estimated to be faster."""
-    tensors = [t if t is None else t.contiguous() for t in (x, weight, mask, bias)]
+    tensors = [t if t is None else t.contiguous() for t in (x, weight, mask, bias, bias_mask)]
     pointers = [pointer(t) for t in (*tensors, y)]
     return _FORWARD[x.dtype](sizes, *pointers, has_relu, pointer(passes), torch.get_num_threads(), path == "sparse")
 
 
-def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias, passes=None) -> bool:
+def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias, bias_mask=None, passes=None) -> bool:
     """False where torch's convolution is estimated to be faster."""
-    tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask)]
+    tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask, bias_mask)]
     pointers = [pointer(t) for t in (*tensors, passes, grad_x, grad_weight, grad_bias)]
     return _BACKWARD[grad.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse")
 
@@ -229,37 +247,96 @@ def _masked_conv_backward_cpu(grad, x, weight, mask, stride, padding, dilation, 
     return _dense_gradients(grad, x, weight, mask, *geometry, wanted)
 
 
-# ---- a convolution and what follows it, ReLU and pooling, in one native call (masked_conv2d.h: tail)
-
-
-def tail_forward(x, weight, mask, bias, geometry, has_relu, window, has_backward):
-    """The result, and which of its pixels pass a gradient, or None if there will be none. None alone where torch's
-    convolution is estimated to be faster."""
-    n, n_out, height, width = _out_shape(x, weight, geometry)
-    shape = n, n_out, height // window, width // window
-    samples = 64 // x.element_size()  # of a tile
-    passes = None
-    if has_backward:
-        passes = _memory.empty((-(-n // samples), *shape[1:], window * window), torch.int16)
-    y = _memory.empty(shape, x.dtype)
-    sizes = _sizes(n, x.shape[2:], weight.shape, geometry, window)
-    if path == "dense" or not _sparse_forward(sizes, x, weight, mask, bias, y, has_relu, passes):
-        return None
-    return y, passes
-
-
-def tail_backward(grad, x, weight, mask, passes, geometry, window, wanted) -> list[Tensor | None] | None:
-    """The gradients of x, weight and bias, None where not wanted; None if a tile is too large."""
-    wanted = [wanted[0], wanted[1] or wanted[2], wanted[2]]  # the kernel forms the bias's beside the weight's
-    shapes = x.shape, weight.shape, weight.shape[:1]
-    into = [_memory.empty(s, x.dtype) if wants else None for s, wants in zip(shapes, wanted, strict=True)]
-    sizes = _sizes(len(x), x.shape[2:], weight.shape, geometry, window)
-    return into if _sparse_backward(sizes, grad, x, weight, mask, *into, passes) else None
-
-
 def _dense_gradients(grad, x, weight, mask, stride, padding, dilation, wanted):
     found = _dense_backward(grad, x, _masked(weight, mask), mask, stride, padding, dilation, wanted)
     return tuple(x.new_empty(0) if result is None else result for result in found)
+
+
+# ---- a convolution and what follows it, ReLU and pooling, in one native call (masked_conv2d.h: tail)
+
+
+class Layout(NamedTuple):
+    """What a native call with a tail needs to know of its shapes."""
+
+    sizes: list[int]
+    y_shape: tuple[int, ...]
+    passes_shape: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def tail_layout(
+    x_shape: torch.Size,
+    weight_shape: torch.Size,
+    item_size: int,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    window: int,
+) -> Layout:
+    """Checked as by ``check_sizes``."""
+    geometry = stride, padding, dilation
+    check_sizes(x_shape, weight_shape, *geometry, window=window)
+    n, samples = x_shape[0], 64 // item_size  # of a tile
+    height, width = out_size(x_shape[2:], weight_shape[2:], *geometry)
+    of_sample = weight_shape[0], height // window, width // window
+    sizes = _sizes(n, x_shape[2:], weight_shape, geometry, window)
+    return Layout(sizes, (n, *of_sample), (-(-n // samples), *of_sample, window * window))
+
+
+def takes_tail(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    """Whether these, but for their sizes, can go to ``tail_forward``, and nothing but autograd is to see it: no
+    transform, no tracing, no lazily negated tensor. In one expression, since it stands before every call."""
+    return (
+        path != "dense"
+        and not is_transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(x) in _PLAIN
+        and type(weight) in _PLAIN
+        and type(mask) is Tensor
+        and x.dtype in _FORWARD
+        and weight.dtype is x.dtype
+        and mask.dtype is torch.bool
+        and x.device.type == weight.device.type == mask.device.type == "cpu"
+        and x.layout is weight.layout is mask.layout is torch.strided
+        and x.dim() == weight.dim() == 4
+        and mask.shape == weight.shape
+        and not (x.is_neg() or weight.is_neg())
+        and (
+            bias is None
+            or (
+                type(bias) in _PLAIN
+                and bias.dtype is x.dtype
+                and bias.device.type == "cpu"
+                and bias.layout is torch.strided
+                and bias.shape == weight.shape[:1]
+                and not bias.is_neg()
+            )
+        )
+    )
+
+
+_PLAIN = Tensor, torch.nn.Parameter
+
+
+def tail_forward(x, weight, mask, bias, bias_mask, layout: Layout, has_relu, has_backward):
+    """The result, and which of its pixels pass a gradient, or None if there will be none. None alone where torch's
+    convolution is estimated to be faster."""
+    passes = _memory.empty(layout.passes_shape, torch.int16) if has_backward else None
+    y = _memory.empty(layout.y_shape, x.dtype)
+    is_done = _sparse_forward(layout.sizes, x, weight, mask, bias, y, bias_mask, has_relu, passes)
+    return (y, passes) if is_done else None
+
+
+def tail_backward(grad, x, weight, mask, bias_mask, passes, layout: Layout, wanted) -> list[Tensor | None] | None:
+    """The gradients of x, weight and bias, None where not wanted; None alone if a tile is too large."""
+    wants_x, wants_weight, wants_bias = wanted
+    shape, dtype = weight.shape, x.dtype
+    into = [
+        _memory.empty(x.shape, dtype) if wants_x else None,
+        _memory.empty(shape, dtype) if wants_weight or wants_bias else None,  # the kernel forms the bias's beside it
+        torch.empty(shape[:1], dtype=dtype) if wants_bias else None,
+    ]
+    return into if _sparse_backward(layout.sizes, grad, x, weight, mask, *into, bias_mask, passes) else None
 
 
 # ---- CUDA: torch's convolution

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from ._library import HALVES, check_tensor, is_transformed, library
 from ._masked_conv import (
     check_conv,
-    check_geometry,
     masked_conv,
     masked_conv_backward,
     masked_conv_input,
     masked_conv_outer,
-    out_size,
     tail_backward,
     tail_forward,
+    tail_layout,
+    takes_tail,
 )
 
 library.define(
@@ -150,36 +150,39 @@ class _EagerTail(torch.autograd.Function):
     """The convolution plus bias, ReLU and pooling, from a native call that has been made already."""
 
     @staticmethod
-    def forward(ctx, x, weight, mask, bias, geometry, relu, window, found):
+    def forward(ctx, x, weight, mask, bias, bias_mask, layout, geometry, relu, window, found):
         y, passes = found
-        ctx.save_for_backward(x, weight, mask, bias, passes)
+        ctx.save_for_backward(x, weight, mask, bias, bias_mask, passes)
+        ctx.layout = layout
         ctx.options = geometry, relu, window
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, mask, bias, passes = ctx.saved_tensors
-        geometry, relu, window = ctx.options
-        wants = ctx.needs_input_grad
-        wanted = wants[0], wants[1], wants[3]
-        found = None
+        x, weight, mask, bias, bias_mask, passes = ctx.saved_tensors
+        wants_x, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
+        wanted, found = (wants_x, wants_weight, wants_bias), None
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by autograd.grad(is_grads_batched=True)
         if not (torch.is_grad_enabled() or is_batched or is_transformed()) and type(grad) is Tensor:
-            found = tail_backward(grad.resolve_neg(), x, weight, mask, passes, geometry, window, wanted)
+            found = tail_backward(grad.resolve_neg(), x, weight, mask, bias_mask, passes, ctx.layout, wanted)
         if found is None:
-            found = _tail_gradients(grad, x, weight, mask, bias, geometry, relu, window, wanted)
-        grad_x, grad_weight, grad_bias = (g if w else None for g, w in zip(found, wanted, strict=True))
-        return grad_x, grad_weight, None, grad_bias, None, None, None, None
+            found = _tail_gradients(grad, x, weight, mask, bias, bias_mask, *ctx.options, wanted)
+        grad_x, grad_weight, grad_bias = found
+        return grad_x, grad_weight if wants_weight else None, None, grad_bias, *(None,) * 6
 
 
-def _tail_gradients(grad, x, weight, mask, bias, geometry, relu, window, wanted) -> list[Tensor | None]:
+def _tail_gradients(grad, x, weight, mask, bias, bias_mask, geometry, relu, window, wanted) -> list[Tensor | None]:
     """By torch's own ReLU and pooling, differentiable again."""
     is_differentiated = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = _tail(_conv(x, weight, mask, None, bias, *geometry), relu, window)
+        y = _tail(_conv(x, weight, mask, None, _kept(bias, bias_mask), *geometry), relu, window)
         inputs = [t for t, w in zip((x, weight, bias), wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, inputs, grad, create_graph=is_differentiated))
     return [next(found) if w else None for w in wanted]
+
+
+def _kept(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    return bias if bias is None or mask is None else torch.where(mask, bias, 0)
 
 
 def _tail(y: Tensor, relu: bool, window: int) -> Tensor:
@@ -203,6 +206,8 @@ Size = int | tuple[int, int]
 
 
 def _pair(name: str, value: Size) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
     pair = (value, value) if isinstance(value, int) else value
     if not isinstance(pair, (tuple, list)) or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
         raise TypeError(f"{name}: expected an int or a pair of them, got {value!r}")
@@ -224,16 +229,20 @@ def _masked_conv2d(
     relu: bool = False,
     max_pool: int = 1,
 ) -> Tensor:
+    return masked_layer(x, weight, mask, bias, None, stride, padding, dilation, relu, max_pool)
+
+
+def masked_layer(x, weight, mask, bias, bias_mask, stride, padding, dilation, relu=False, max_pool=1) -> Tensor:
+    """``masked_conv2d`` with a mask of the bias (bool, or None for all of it)."""
     geometry = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
-    check_geometry(*geometry)
     _check_tail(relu, max_pool)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         wide = map(_widened, (x, weight, mask, bias))
         with torch.autocast(device, enabled=False):  # torch's own convolution is not to round to half precision
-            y = _differentiable(*wide, geometry, relu, max_pool)
+            y = _differentiable(*wide, bias_mask, geometry, relu, max_pool)
         return y.to(torch.get_autocast_dtype(device))
-    return _differentiable(x, weight, mask, bias, geometry, relu, max_pool)
+    return _differentiable(x, weight, mask, bias, bias_mask, geometry, relu, max_pool)
 
 
 def _check_tail(relu: bool, max_pool: int) -> None:
@@ -245,35 +254,23 @@ def _check_tail(relu: bool, max_pool: int) -> None:
         raise ValueError(f"max_pool: expected 1 or 2, got {max_pool}")
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    has_one = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return has_one and torch.is_grad_enabled()
 
 
-def _differentiable(x, weight, mask, bias, geometry, relu: bool, max_pool: int) -> Tensor:
-    check_conv(x, weight, mask, bias, *geometry)
-    size = out_size(x.shape[2:], weight.shape[2:], *geometry)
-    if max_pool > min(size):
-        raise ValueError(f"max_pool: expected at most the size of the result, {tuple(size)}, got {max_pool}")
-    if (relu or max_pool > 1) and _is_eager_on_cpu(x, weight, mask, bias):
+def _differentiable(x, weight, mask, bias, bias_mask, geometry, relu: bool, max_pool: int) -> Tensor:
+    if (relu or max_pool > 1) and takes_tail(x, weight, mask, bias):
+        layout = tail_layout(x.shape, weight.shape, x.element_size(), *geometry, max_pool)
         has_backward = _needs_grad(x, weight, bias)
-        found = tail_forward(x, weight, mask, bias, geometry, relu, max_pool, has_backward)
+        found = tail_forward(x, weight, mask, bias, bias_mask, layout, relu, has_backward)
         if found is not None:
             if not has_backward:
                 return found[0]
-            return _EagerTail.apply(x, weight, mask, bias, geometry, relu, max_pool, found)
+            return _EagerTail.apply(x, weight, mask, bias, bias_mask, layout, geometry, relu, max_pool, found)
+    bias = _kept(bias, bias_mask)
+    check_conv(x, weight, mask, bias, *geometry, window=max_pool)
     return _tail(_convolved(x, weight, mask, bias, geometry), relu, max_pool)
-
-
-def _is_eager_on_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing but autograd is to see the operations: no transform, no tracing, no lazily negated tensor."""
-    if is_transformed() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    tensors = [t for t in (x, weight, mask, bias) if t is not None]
-    return (
-        mask.dtype == torch.bool
-        and x.device.type == "cpu"
-        and all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg() for t in tensors)
-    )
 
 
 def _convolved(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geometry) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import pns_fast as pns
-from pns_fast import ops
-from pns_fast.nn import FusedSequential, MaskedConv2d, finalize, get_masks, mask_model, set_masks
+from pns_fast.nn import FusedSequential, MaskedConv2d, finalize, get_masks, mask_model, masked_conv2d, set_masks
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +24,11 @@ def tails(monkeypatch):
     seen = []
 
     def spy(*arguments):
-        seen.append(arguments[7:])
+        seen.append(arguments[8:])
         return original(*arguments)
 
-    original = ops.masked_conv2d
-    monkeypatch.setattr(ops, "masked_conv2d", spy)
+    original = masked_conv2d.masked_layer
+    monkeypatch.setattr(masked_conv2d, "masked_layer", spy)
     return seen
 
 

@@ -88,8 +88,8 @@ def takes_the_kernel(geometry, density):
     x_, weight_, mask_, y_ = (t.data_ptr() for t in (x, weight, mask, y))
     into = torch.empty_like(x), torch.empty_like(weight)
     return (
-        _masked_conv._FORWARD[F32](sizes, x_, weight_, mask_, 0, y_, False, 0, 1, False),
-        _masked_conv._BACKWARD[F32](sizes, y_, x_, weight_, mask_, 0, *(t.data_ptr() for t in into), 0, 1, False),
+        _masked_conv._FORWARD[F32](sizes, x_, weight_, mask_, 0, 0, y_, False, 0, 1, False),
+        _masked_conv._BACKWARD[F32](sizes, y_, x_, weight_, mask_, 0, 0, *(t.data_ptr() for t in into), 0, 1, False),
     )
 
 

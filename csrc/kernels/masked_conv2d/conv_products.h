@@ -19,6 +19,14 @@ struct ConvScratch {
   AlignedBuffer<T> values, dots, bias_dots;      // of a call
 };
 
+template <typename T>
+struct ConvBias {
+  const T* values;      // [n_result] or null
+  const uint8_t* mask;  // or null: all are kept
+
+  T at(int64_t o) const { return values == nullptr || (mask != nullptr && mask[o] == 0) ? T{0} : values[o]; }
+};
+
 // What follows the product.
 struct ConvTail {
   bool is_there, has_relu;
@@ -45,9 +53,9 @@ class ConvProducts {
       : run_(run), plan_(plan), rows_(plan.rows), batch_(batch), n_tiles_((batch + kLanes - 1) / kLanes),
         n_blocks_(plan.blocks.size()), n_threads_(threads_for(n_threads)), shared_(conv_scratch<T>()) {}
 
-  // result = the product of the plan with source, of which `passes` (or null) tell what passed a tail, and a tail over it;
-  // bias [n_result] or null.
-  void product(const T* source, const uint16_t* passes, const T* weight, const T* bias, const ConvTail& tail, T* result) {
+  // result = the product of the plan with source, of which `passes` (or null) tell what passed a tail, and a tail over it.
+  void product(const T* source, const uint16_t* passes, const T* weight, const ConvBias<T>& bias, const ConvTail& tail,
+               T* result) {
     const T* values = kept_of(weight);
     const int64_t n_items = n_tiles_ * n_blocks_, n_splits = splits_of(n_items);
     parallel_items(n_items * n_splits, n_threads_, [&](int64_t job, int) {
@@ -60,8 +68,7 @@ class ConvProducts {
         own.results.resize((last - first) * plane * kLanes);
         for (int64_t r = 0; r < (last - first) * plan_.n_phases; ++r) {
           const int64_t row = first * plan_.n_phases + r;
-          const T start = bias == nullptr ? T{0} : bias[first + r / plan_.n_phases];
-          run_.product(entries_of(row, values), lines_of(block), own.source.data(), start,
+          run_.product(entries_of(row, values), lines_of(block), own.source.data(), bias.at(first + r / plan_.n_phases),
                        own.results.data() + r * phase_size);
         }
         scatter_results(item, first, last, tail, &own, result);
@@ -70,7 +77,8 @@ class ConvProducts {
   }
 
   // The gradients of the kept weights and of the bias [n_result] (or null) along a forward plan.
-  void weight_gradient(const T* grad, const uint16_t* passes, const T* x, int64_t n_weights, T* grad_weight, T* grad_bias) {
+  void weight_gradient(const T* grad, const uint16_t* passes, const T* x, int64_t n_weights, T* grad_weight, T* grad_bias,
+                       const uint8_t* bias_mask) {
     const int64_t n_entries = rows_.offset.size(), n_items = n_tiles_ * n_blocks_;
     const int64_t n_parts = parts_of(n_items, n_entries), n_splits = splits_of(n_parts);
     shared_.dots.assign_zero(n_parts * n_entries), shared_.bias_dots.assign_zero(n_parts * plan_.n_result);
@@ -88,7 +96,9 @@ class ConvProducts {
       for (int64_t k = rows_.begin[o]; k < rows_.begin[o + 1]; ++k) {
         grad_weight[rows_.weight[k]] = sum_of_parts(dots + k, n_parts, n_entries);
       }
-      if (grad_bias != nullptr) grad_bias[o] = sum_of_parts(bias_dots + o, n_parts, plan_.n_result);
+      if (grad_bias == nullptr) return;
+      const bool is_kept = bias_mask == nullptr || bias_mask[o] != 0;
+      grad_bias[o] = is_kept ? sum_of_parts(bias_dots + o, n_parts, plan_.n_result) : T{0};
     });
   }
 

@@ -121,7 +121,8 @@ bool masked_conv2d_forward(const MaskedConv2dForward<T>& p, bool is_forced) {
   if (!plan->is_made()) return false;
   advise_huge_pages(p.y, s.batch * plan->n_result * plan->result_features * sizeof(T));
   const ConvTail tail{s.window > 1 || p.has_relu, p.has_relu, p.passes};
-  ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads).product(p.x, nullptr, p.weight, p.bias, tail, p.y);
+  ConvProducts<T>(level_functions<T>(), *plan, s.batch, p.n_threads)
+      .product(p.x, nullptr, p.weight, {p.bias, p.bias_mask}, tail, p.y);
   release_large_conv_scratch<T>();
   return true;
 }
@@ -141,13 +142,13 @@ bool masked_conv2d_backward(const MaskedConv2dBackward<T>& p, bool is_forced) {
     const auto plan = conv_plan(s, pattern, true, kTileSamples<T>);
     if (!plan->is_made()) return false;
     advise_huge_pages(p.grad_x, s.batch * plan->n_result * plan->result_features * sizeof(T));
-    ConvProducts<T>(run, *plan, s.batch, p.n_threads).product(p.grad, p.passes, p.weight, nullptr, {}, p.grad_x);
+    ConvProducts<T>(run, *plan, s.batch, p.n_threads).product(p.grad, p.passes, p.weight, {}, {}, p.grad_x);
   }
   if (p.grad_weight != nullptr) {
     const auto plan = conv_plan(s, pattern, false, kTileSamples<T>);
     if (!plan->is_made()) return false;
     ConvProducts<T>(run, *plan, s.batch, p.n_threads)
-        .weight_gradient(p.grad, p.passes, p.x, s.n_weights(), p.grad_weight, p.grad_bias);
+        .weight_gradient(p.grad, p.passes, p.x, s.n_weights(), p.grad_weight, p.grad_bias, p.bias_mask);
   }
   release_large_conv_scratch<T>();
   return true;

@@ -44,7 +44,8 @@ struct MaskedConv2dForward {
   const T* x;
   const T* weight;
   const uint8_t* mask;
-  const T* bias;  // [O] or null
+  const T* bias;             // [O] or null
+  const uint8_t* bias_mask;  // or null: all are kept
   T* y;
   bool has_relu;
   uint16_t* passes;  // of the tail, or null
@@ -58,10 +59,11 @@ struct MaskedConv2dBackward {
   const T* x;       // unused without grad_weight
   const T* weight;  // unused without grad_x
   const uint8_t* mask;
-  const uint16_t* passes;  // null without a tail
-  T* grad_x;       // or null
-  T* grad_weight;  // or null
-  T* grad_bias;    // or null
+  const uint8_t* bias_mask;  // or null: all are kept
+  const uint16_t* passes;    // null without a tail
+  T* grad_x;                 // or null
+  T* grad_weight;            // or null
+  T* grad_bias;              // or null, 0 where pruned
   int n_threads;
 };
 
