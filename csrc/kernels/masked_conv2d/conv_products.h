@@ -15,8 +15,8 @@ namespace {
 // Kept between calls: fresh memory costs more than many a product.
 template <typename T>
 struct ConvScratch {
-  AlignedBuffer<T> source, results, kept, ones;  // of each thread
-  AlignedBuffer<T> values, dots, bias_dots;      // of a call
+  AlignedBuffer<T> source, results, kept;    // of each thread
+  AlignedBuffer<T> values, dots, bias_dots;  // of a call
 };
 
 template <typename T>
@@ -228,8 +228,7 @@ class ConvProducts {
     const ConvLines lines = lines_of(block);
     gather_source(item, x, nullptr, &own);
     const int64_t n_numbers = run.plane * kLanes;
-    own.results.resize(run.n_channels * n_numbers), own.ones.resize(plan_.n_pixels * kLanes);
-    std::fill_n(own.ones.data(), plan_.n_pixels * kLanes, T{1});
+    own.results.resize(run.n_channels * n_numbers);
     for_channels(run, split, n_splits, [&](int64_t first, int64_t last) {
       if (bias_dots == nullptr && rows_.begin[first] == rows_.begin[last]) return;
       lay_out(grad + (tile_of(item) * kLanes * plan_.n_result + first) * plan_.result_features + run.first,
@@ -240,10 +239,7 @@ class ConvProducts {
         T* channel = own.results.data() + (o - first) * n_numbers;
         fill_holes(block.result_holes, channel);
         run_.dots(entries_of(o, nullptr), lines, channel, own.source.data(), dots + rows_.begin[o]);
-        if (bias_dots != nullptr) {
-          const int32_t nowhere = 0;
-          run_.dots({1, &nowhere, nullptr}, {lines.n_lines, lines.n_pixels, 0}, channel, own.ones.data(), bias_dots + o);
-        }
+        if (bias_dots != nullptr) bias_dots[o] += run_.sum(channel, n_numbers);
       }
     });
   }

@@ -56,6 +56,13 @@ void dots_baseline(const ConvEntries<T>& entries, const ConvLines& lines, const 
 }
 
 template <typename T>
+T sum_baseline(const T* x, int64_t n) {
+  T total{0};
+  for (int64_t k = 0; k < n; ++k) total += x[k];
+  return total;
+}
+
+template <typename T>
 void pool_baseline(const T* tile, const int32_t* place, int64_t n, int64_t n_each, bool has_relu, T* kept,
                    uint16_t* passes) {
   constexpr int64_t kWidth = kTileSamples<T>;
@@ -95,8 +102,8 @@ MaskedConv2dFunctions<T> level_functions() {
     default: break;
   }
 #endif
-  return {gather_baseline<T>, scatter_baseline<T>, product_baseline<T>,
-          dots_baseline<T>,   pool_baseline<T>,    spread_baseline<T>};
+  return {gather_baseline<T>, scatter_baseline<T>, product_baseline<T>, dots_baseline<T>,
+          sum_baseline<T>,    pool_baseline<T>,    spread_baseline<T>};
 }
 
 std::shared_ptr<const MaskPattern> conv_pattern(const ConvShape& s, const uint8_t* mask, int n_threads) {

@@ -99,6 +99,7 @@ struct MaskedConv2dFunctions {
   void (*product)(const ConvEntries<T>& entries, const ConvLines& lines, const T* x, T start, T* y);
   // dots[entry] += sum over l and n of grad[l][n] * x[offset + l * x_step + n]
   void (*dots)(const ConvEntries<T>& entries, const ConvLines& lines, const T* grad, const T* x, T* dots);
+  T (*sum)(const T* x, int64_t n);  // n a multiple of kTileSamples
   // The tail for n squares of n_each (1 or 4) pixels, place[q * n_each + p] that of square q's pixel p: kept[q] from the
   // tile, and passes[q * n_each + p] (or null). And back, into all of those places.
   void (*pool)(const T* tile, const int32_t* place, int64_t n, int64_t n_each, bool has_relu, T* kept, uint16_t* passes);

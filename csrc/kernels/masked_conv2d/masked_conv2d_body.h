@@ -151,6 +151,23 @@ void dots(const ConvEntries<T>& entries, const ConvLines& lines, const T* grad, 
   }
 }
 
+template <typename T, int W>
+T sum(const T* x, int64_t n) {
+  using Vector = Vec<T, W>;
+  constexpr int kPartial = 4;
+  Vector partial[kPartial] = {Vector::zero(), Vector::zero(), Vector::zero(), Vector::zero()};
+  int64_t k = 0;
+  for (; k + kPartial * W <= n; k += kPartial * W) {
+    for (int p = 0; p < kPartial; ++p) partial[p] = partial[p] + Vector::load(x + k + p * W);
+  }
+  for (; k < n; k += W) partial[0] = partial[0] + Vector::load(x + k);
+  T lanes[W];
+  ((partial[0] + partial[1]) + (partial[2] + partial[3])).store(lanes);
+  T total{0};
+  for (T lane : lanes) total += lane;
+  return total;
+}
+
 template <typename V> typename V::IntLanes exceeds(V a, V b) { return (a > b) | (a.v != a.v); }
 
 template <typename T, int W, int N>
@@ -208,7 +225,7 @@ void spread(const T* kept, const uint16_t* passes, const int32_t* place, int64_t
 
 template <typename T, int W>
 MaskedConv2dFunctions<T> masked_conv2d_functions() {
-  return {gather_tile<T, W>, scatter_tile<T, W>, product<T, W>, dots<T, W>, pool<T, W>, spread<T, W>};
+  return {gather_tile<T, W>, scatter_tile<T, W>, product<T, W>, dots<T, W>, sum<T, W>, pool<T, W>, spread<T, W>};
 }
 
 }  // namespace
