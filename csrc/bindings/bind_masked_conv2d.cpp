@@ -27,11 +27,13 @@ bool forward(const Sizes& sizes, uintptr_t x, uintptr_t weight, uintptr_t mask, 
 
 template <typename T>
 bool backward(const Sizes& sizes, uintptr_t grad, uintptr_t x, uintptr_t weight, uintptr_t mask, uintptr_t bias_mask,
-              uintptr_t passes, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias, int n_threads, bool is_forced) {
+              uintptr_t passes, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias, int n_threads,
+              bool is_forced) {
   const pybind11::gil_scoped_release release;
   return masked_conv2d_backward<T>(
       {shape_of(sizes), as_pointer<T>(grad), as_pointer<T>(x), as_pointer<T>(weight), as_pointer<uint8_t>(mask),
-       as_pointer<uint8_t>(bias_mask), as_pointer<uint16_t>(passes), as_pointer<T>(grad_x), as_pointer<T>(grad_weight), as_pointer<T>(grad_bias), n_threads}, is_forced);
+       as_pointer<uint8_t>(bias_mask), as_pointer<uint16_t>(passes), as_pointer<T>(grad_x), as_pointer<T>(grad_weight),
+       as_pointer<T>(grad_bias), n_threads}, is_forced);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // The threads of a call: torch's own (OpenMP's), since those keep a core busy for a millisecond after each of torch's
 // operations, and whoever wants another thread there waits. With threads of our own a step of a small convolutional
-// network took 1.7 ms on two cores, as long as on one; with torch's it takes 1.24. Where torch's cannot be used (another
-// build of it, a forked child) there are threads that are started once and kept: starting one costs 37 us, as much as a
-// whole product of 100 x 100 weights.
+// network took 1.7 ms on two cores, as long as on one; with torch's it takes 1.24. The price: OpenMP waits for all its
+// threads, on a machine that others keep busy for the next time slice. Where torch's cannot be used (another build of it,
+// a forked child) there are threads that are started once and kept: starting one costs 37 us, as much as a whole product
+// of 100 x 100 weights.
 #pragma once
 
 namespace pns {
