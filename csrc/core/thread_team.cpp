@@ -1,6 +1,10 @@
 #include "core/thread_team.h"
 
 #include <pthread.h>
+#include <unistd.h>
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)
+#include <dlfcn.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -37,10 +41,55 @@ bool spin_until(F&& is_done) {
   return false;
 }
 
+// The OpenMP that torch runs on, if this process has loaded one. It is asked for by name: nothing here links it.
+struct OpenMp {
+  void (*parallel)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags) = nullptr;
+  int (*most_threads)() = nullptr;
+
+  OpenMp() {
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)  // which does not see OpenMP's barriers
+    parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    most_threads = reinterpret_cast<decltype(most_threads)>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+#endif
+  }
+  bool has(int n_threads) const {
+    return parallel != nullptr && most_threads != nullptr && n_threads <= most_threads();
+  }
+};
+
+const pid_t process_at_load = getpid();
+
 class ThreadTeam {
  public:
   void run(int n_threads, void (*f)(void*, int), void* context) {
     if (is_busy_.exchange(true, std::memory_order_acquire)) return f(context, 0);
+    if (!is_forked_ && openmp_.has(n_threads)) {
+      run_on_openmp(n_threads, f, context);
+    } else {
+      run_on_own(n_threads, f, context);
+    }
+    is_busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  // All threads of OpenMP's team come, as in torch's own loops: another number would make it end or start some.
+  void run_on_openmp(int n_threads, void (*f)(void*, int), void* context) {
+    struct Call {
+      int n_threads;
+      void (*f)(void*, int);
+      void* context;
+      std::thread::id caller;
+      std::atomic<int> next{1};
+    } call{n_threads, f, context, std::this_thread::get_id()};
+    auto work = [](void* given) {
+      Call& c = *static_cast<Call*>(given);
+      const int worker = std::this_thread::get_id() == c.caller ? 0 : c.next++;
+      if (worker < c.n_threads) c.f(c.context, worker);
+    };
+    openmp_.parallel(work, &call, 0, 0);
+  }
+
+  void run_on_own(int n_threads, void (*f)(void*, int), void* context) {
     n_threads = grow(n_threads);
     f_ = f, context_ = context;
     n_done_.store(0, std::memory_order_relaxed);
@@ -57,10 +106,8 @@ class ThreadTeam {
       std::unique_lock<std::mutex> lock(sleep_);
       done_.wait(lock, is_done);
     }
-    is_busy_.store(false, std::memory_order_release);
   }
 
- private:
   // Threads there are, the caller included, up to n_threads.
   int grow(int n_threads) {
     try {
@@ -94,6 +141,8 @@ class ThreadTeam {
     }
   }
 
+  const OpenMp openmp_;
+  const bool is_forked_ = getpid() != process_at_load;  // then OpenMP would wait for threads that the parent has
   std::atomic<bool> is_busy_{false};
   std::atomic<int> places_{0};  // workers the present call still takes
   std::atomic<int> n_done_{0};
