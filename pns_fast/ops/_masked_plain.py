@@ -55,7 +55,7 @@ def is_plain_call(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) 
 
 def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """``x (W m)^T + b``."""
-    (batch, n_in), n_out, dtype = x.shape, len(weight), x.dtype
+    (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
     y = _memory.empty((batch, n_out), dtype)
     pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
     FORWARD[dtype](1, batch, n_in, n_out, *pointers, torch.get_num_threads())

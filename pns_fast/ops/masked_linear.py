@@ -122,7 +122,7 @@ class _PlainProduct(torch.autograd.Function):
             and not _masked_plain.has_mode()
             and _masked_plain.is_plain(grad)
             and grad.dtype is x.dtype
-            and grad.shape == (len(x), len(weight))
+            and grad.shape == (x.shape[0], weight.shape[0])
             # A hook on saved tensors may have brought others than were checked.
             and (x.data_ptr(), weight.data_ptr(), mask.data_ptr()) == ctx.addresses
         ):
