@@ -4,6 +4,7 @@
 #include <unistd.h>
 #if defined(__linux__) && !defined(__SANITIZE_THREAD__)
 #include <dlfcn.h>
+#include <sys/syscall.h>
 #endif
 
 #include <atomic>
@@ -12,6 +13,8 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+
+#include "core/flush_denormals.h"
 
 namespace pns {
 namespace {
@@ -41,39 +44,28 @@ bool spin_until(F&& is_done) {
   return false;
 }
 
-// The OpenMP that torch runs on, if this process has loaded one. It is asked for by name: nothing here links it.
-struct OpenMp {
-  void (*parallel)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags) = nullptr;
-  int (*most_threads)() = nullptr;
-
-  OpenMp() {
-#if defined(__linux__) && !defined(__SANITIZE_THREAD__)  // which does not see OpenMP's barriers
-    parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    most_threads = reinterpret_cast<decltype(most_threads)>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-#endif
-  }
-  bool has(int n_threads) const {
-    return parallel != nullptr && most_threads != nullptr && n_threads <= most_threads();
-  }
-};
-
 const pid_t process_at_load = getpid();
 
-class ThreadTeam {
+// The OpenMP that torch runs on, if this process has loaded one. It is asked for by name: nothing here links it.
+class OpenMp {
  public:
-  void run(int n_threads, void (*f)(void*, int), void* context) {
-    if (is_busy_.exchange(true, std::memory_order_acquire)) return f(context, 0);
-    if (!is_forked_ && openmp_.has(n_threads)) {
-      run_on_openmp(n_threads, f, context);
-    } else {
-      run_on_own(n_threads, f, context);
-    }
-    is_busy_.store(false, std::memory_order_release);
+  OpenMp() {
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)  // which does not see OpenMP's barriers
+    parallel_ = reinterpret_cast<decltype(parallel_)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    most_threads_ = reinterpret_cast<decltype(most_threads_)>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+#endif
   }
 
- private:
-  // All threads of OpenMP's team come, as in torch's own loops: another number would make it end or start some.
-  void run_on_openmp(int n_threads, void (*f)(void*, int), void* context) {
+  // Every thread that calls OpenMP gets a team of its own: only the main thread's is worth having. In a forked child
+  // OpenMP would wait for threads that the parent has.
+  bool is_for(int n_threads) const {
+    if (parallel_ == nullptr || most_threads_ == nullptr || is_forked_) return false;
+    static thread_local const bool is_main = is_main_thread();
+    return is_main && n_threads <= most_threads_();
+  }
+
+  // All threads of the team come, as in torch's own loops: another number would make it end or start some.
+  void run(int n_threads, void (*f)(void*, int), void* context) const {
     struct Call {
       int n_threads;
       void (*f)(void*, int);
@@ -86,9 +78,46 @@ class ThreadTeam {
       const int worker = std::this_thread::get_id() == c.caller ? 0 : c.next++;
       if (worker < c.n_threads) c.f(c.context, worker);
     };
-    openmp_.parallel(work, &call, 0, 0);
+    parallel_(work, &call, 0, 0);
   }
 
+ private:
+  static bool is_main_thread() {
+#ifdef __linux__
+    return syscall(SYS_gettid) == getpid();
+#else
+    return false;
+#endif
+  }
+
+  void (*parallel_)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags) = nullptr;
+  int (*most_threads_)() = nullptr;
+  const bool is_forked_ = getpid() != process_at_load;
+};
+
+class ThreadTeam {
+ public:
+  void run(int n_threads, void (*f)(void*, int), void* context) {
+    if (is_busy_.exchange(true, std::memory_order_acquire)) return f(context, 0);
+    struct Job {
+      void (*f)(void*, int);
+      void* context;
+      unsigned denormals;
+    } job{f, context, DenormalsAs::mode()};
+    auto as_the_caller = [](void* given, int worker) {
+      const Job& j = *static_cast<const Job*>(given);
+      const DenormalsAs mode(j.denormals);
+      j.f(j.context, worker);
+    };
+    if (openmp_.is_for(n_threads)) {
+      openmp_.run(n_threads, as_the_caller, &job);
+    } else {
+      run_on_own(n_threads, as_the_caller, &job);
+    }
+    is_busy_.store(false, std::memory_order_release);
+  }
+
+ private:
   void run_on_own(int n_threads, void (*f)(void*, int), void* context) {
     n_threads = grow(n_threads);
     f_ = f, context_ = context;
@@ -142,7 +171,6 @@ class ThreadTeam {
   }
 
   const OpenMp openmp_;
-  const bool is_forked_ = getpid() != process_at_load;  // then OpenMP would wait for threads that the parent has
   std::atomic<bool> is_busy_{false};
   std::atomic<int> places_{0};  // workers the present call still takes
   std::atomic<int> n_done_{0};

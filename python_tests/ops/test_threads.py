@@ -58,6 +58,17 @@ for _ in range(3):
 print(before, len(os.listdir("/proc/self/task")))
 """
 
+FLUSHING = """
+import torch
+from pns_fast import ops
+
+torch.set_num_threads(2)
+torch.set_flush_denormal(True)
+torch.rand(2_000_000).add_(1)  # torch starts its threads, which flush denormals too
+scores = torch.arange(2_000_000, dtype=torch.int32).view(torch.float32)  # all denormal, ascending
+print(int(ops.topk_mask(scores, 1000)[-1000:].sum()))
+"""
+
 FORKED = """
 import os
 import torch
@@ -99,6 +110,10 @@ def test_no_thread_left_is_no_crash():
 def test_torchs_threads_are_ours():
     before, after = run_alone(SHARED)
     assert before == after
+
+
+def test_torchs_threads_keep_denormals_where_we_do():
+    assert run_alone(FLUSHING) == ["1000"]
 
 
 @pytest.mark.parametrize("calls", [0, 2])
