@@ -18,13 +18,14 @@ def _plain_keys() -> frozenset[int]:
         return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cpu")))
 
 
+_dispatch_keys = torch._C._dispatch_keys
 _TYPES, _KEYS = frozenset((Tensor, Parameter)), _plain_keys()
 
 
 def is_plain(t: Tensor) -> bool:
     """Whether this is a contiguous tensor on the CPU and nothing else: no subclass, no transform's, fake or lazy one.
     Its numbers lie where data_ptr() says, and the dispatcher has nothing to add."""
-    return type(t) in _TYPES and torch._C._dispatch_keys(t).raw_repr() in _KEYS and t.is_contiguous()
+    return type(t) in _TYPES and _dispatch_keys(t).raw_repr() in _KEYS and t.is_contiguous()
 
 
 def has_mode() -> bool:
