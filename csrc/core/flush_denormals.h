@@ -1,7 +1,7 @@
 // Denormals cost a hundred cycles each on x86 and appear as Adam's moments fade: threads of the trainer flush them to
 // zero while this lives. (torch's default keeps them; below 1.2e-38 the results differ.) KeepDenormals is the opposite,
-// for comparisons that must agree with integer keys even after torch.set_flush_denormal(True). Threads started
-// meanwhile inherit either.
+// for comparisons that must agree with integer keys even after torch.set_flush_denormal(True). The threads of a team do
+// as its caller does (thread_team.h).
 #pragma once
 
 #ifdef PNS_X86
@@ -33,6 +33,18 @@ struct FlushDenormals : DenormalMode {
 
 struct KeepDenormals : DenormalMode {
   KeepDenormals() : DenormalMode(0, kFlush) {}
+};
+
+// What another thread, that said mode(), does.
+struct DenormalsAs : DenormalMode {
+  explicit DenormalsAs(unsigned mode) : DenormalMode(mode, kFlush & ~mode) {}
+  static unsigned mode() {
+#ifdef PNS_X86
+    return _mm_getcsr() & kFlush;
+#else
+    return 0;
+#endif
+  }
 };
 
 }  // namespace pns

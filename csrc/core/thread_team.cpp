@@ -1,7 +1,11 @@
 #include "core/thread_team.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
+#include <unistd.h>
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)
+#include <dlfcn.h>
+#include <sys/syscall.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -9,75 +13,11 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
+
+#include "core/flush_denormals.h"
 
 namespace pns {
 namespace {
-
-// ---- torch's threads
-
-// The OpenMP runtime that torch has loaded, whichever it is: GCC's, and LLVM's and Intel's by the same names.
-struct OpenMp {
-  void (*parallel)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags);
-  int (*thread_num)();
-  int (*max_threads)();
-  int (*in_parallel)();
-};
-
-template <typename F>
-bool find(const char* name, F* f) {
-  *f = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
-  return *f != nullptr;
-}
-
-// Null where there is none.
-const OpenMp* find_openmp() {
-  static OpenMp found;
-  const bool is_there = find("GOMP_parallel", &found.parallel) && find("omp_get_thread_num", &found.thread_num) &&
-                        find("omp_get_max_threads", &found.max_threads) && find("omp_in_parallel", &found.in_parallel);
-  return is_there ? &found : nullptr;
-}
-
-// Whether as many threads can be had: OpenMP ends the process where it is refused one. It keeps threads for each thread
-// that calls it, so each finds out once.
-bool can_have(int n_threads) {
-  static thread_local int n_seen = 1;
-  if (n_threads <= n_seen) return true;
-  std::atomic<bool> is_over{false};
-  std::vector<std::thread> threads;
-  try {
-    while (static_cast<int>(threads.size()) < n_threads - 1) {
-      threads.emplace_back([&] { while (!is_over) std::this_thread::yield(); });
-    }
-    n_seen = n_threads;
-  } catch (const std::system_error&) {
-  }
-  is_over = true;
-  for (auto& thread : threads) thread.join();
-  return n_threads <= n_seen;
-}
-
-struct OpenMpJob {
-  const OpenMp* openmp;
-  void (*f)(void*, int);
-  void* context;
-  int n_threads;
-};
-
-// All of OpenMP's threads come, and those beyond n_threads go again: a team of another size would make GCC's runtime end
-// threads and start them anew (as torch's ParallelOpenMP.h notes).
-void run_on_openmp(const OpenMp& openmp, int n_threads, void (*f)(void*, int), void* context) {
-  OpenMpJob job{&openmp, f, context, n_threads};
-  openmp.parallel(
-      [](void* argument) {
-        const auto& mine = *static_cast<const OpenMpJob*>(argument);
-        const int worker = mine.openmp->thread_num();
-        if (worker < mine.n_threads) mine.f(mine.context, worker);
-      },
-      &job, 0, 0);
-}
-
-// ---- threads of our own, where torch's cannot be used
 
 // How long a thread looks for work before it sleeps: the parts of one call, and a forward and its backward in Python,
 // follow each other faster than that.
@@ -104,10 +44,81 @@ bool spin_until(F&& is_done) {
   return false;
 }
 
+const pid_t process_at_load = getpid();
+
+// The OpenMP that torch runs on, if this process has loaded one. It is asked for by name: nothing here links it.
+class OpenMp {
+ public:
+  OpenMp() {
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)  // which does not see OpenMP's barriers
+    parallel_ = reinterpret_cast<decltype(parallel_)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    most_threads_ = reinterpret_cast<decltype(most_threads_)>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+#endif
+  }
+
+  // Every thread that calls OpenMP gets a team of its own: only the main thread's is worth having. In a forked child
+  // OpenMP would wait for threads that the parent has.
+  bool is_for(int n_threads) const {
+    if (parallel_ == nullptr || most_threads_ == nullptr || is_forked_) return false;
+    static thread_local const bool is_main = is_main_thread();
+    return is_main && n_threads <= most_threads_();
+  }
+
+  // All threads of the team come, as in torch's own loops: another number would make it end or start some.
+  void run(int n_threads, void (*f)(void*, int), void* context) const {
+    struct Call {
+      int n_threads;
+      void (*f)(void*, int);
+      void* context;
+      std::thread::id caller;
+      std::atomic<int> next{1};
+    } call{n_threads, f, context, std::this_thread::get_id()};
+    auto work = [](void* given) {
+      Call& c = *static_cast<Call*>(given);
+      const int worker = std::this_thread::get_id() == c.caller ? 0 : c.next++;
+      if (worker < c.n_threads) c.f(c.context, worker);
+    };
+    parallel_(work, &call, 0, 0);
+  }
+
+ private:
+  static bool is_main_thread() {
+#ifdef __linux__
+    return syscall(SYS_gettid) == getpid();
+#else
+    return false;
+#endif
+  }
+
+  void (*parallel_)(void (*f)(void*), void* context, unsigned n_threads, unsigned flags) = nullptr;
+  int (*most_threads_)() = nullptr;
+  const bool is_forked_ = getpid() != process_at_load;
+};
+
 class ThreadTeam {
  public:
   void run(int n_threads, void (*f)(void*, int), void* context) {
     if (is_busy_.exchange(true, std::memory_order_acquire)) return f(context, 0);
+    struct Job {
+      void (*f)(void*, int);
+      void* context;
+      unsigned denormals;
+    } job{f, context, DenormalsAs::mode()};
+    auto as_the_caller = [](void* given, int worker) {
+      const Job& j = *static_cast<const Job*>(given);
+      const DenormalsAs mode(j.denormals);
+      j.f(j.context, worker);
+    };
+    if (openmp_.is_for(n_threads)) {
+      openmp_.run(n_threads, as_the_caller, &job);
+    } else {
+      run_on_own(n_threads, as_the_caller, &job);
+    }
+    is_busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  void run_on_own(int n_threads, void (*f)(void*, int), void* context) {
     n_threads = grow(n_threads);
     f_ = f, context_ = context;
     n_done_.store(0, std::memory_order_relaxed);
@@ -124,10 +135,8 @@ class ThreadTeam {
       std::unique_lock<std::mutex> lock(sleep_);
       done_.wait(lock, is_done);
     }
-    is_busy_.store(false, std::memory_order_release);
   }
 
- private:
   // Threads there are, the caller included, up to n_threads.
   int grow(int n_threads) {
     try {
@@ -161,6 +170,7 @@ class ThreadTeam {
     }
   }
 
+  const OpenMp openmp_;
   std::atomic<bool> is_busy_{false};
   std::atomic<int> places_{0};  // workers the present call still takes
   std::atomic<int> n_done_{0};
@@ -177,35 +187,18 @@ std::atomic<ThreadTeam*> the_team{nullptr};
 ThreadTeam& team() {
   ThreadTeam* existing = the_team.load(std::memory_order_acquire);
   if (existing != nullptr) return *existing;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });
+  (void)registered;
   auto* mine = new ThreadTeam();
   if (the_team.compare_exchange_strong(existing, mine)) return *mine;
   delete mine;
   return *existing;
 }
 
-// Nor has it OpenMP's threads, for which OpenMP would wait.
-std::atomic<bool> is_forked{false};
-std::atomic<bool> is_busy{false};
-
-void begin_anew() {
-  the_team = nullptr;
-  is_forked = true, is_busy = false;
-}
-
 }  // namespace
 
 void run_on_team(int n_threads, void (*f)(void* context, int worker), void* context) {
-  static const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
-  (void)registered;
-  static const OpenMp* const openmp = find_openmp();
-  if (openmp == nullptr || is_forked) return team().run(n_threads, f, context);
-  if (openmp->in_parallel() || is_busy.exchange(true, std::memory_order_acquire)) return f(context, 0);
-  if (can_have(openmp->max_threads())) {
-    run_on_openmp(*openmp, n_threads, f, context);
-  } else {
-    team().run(n_threads, f, context);
-  }
-  is_busy.store(false, std::memory_order_release);
+  team().run(n_threads, f, context);
 }
 
 }  // namespace pns

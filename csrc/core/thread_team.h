@@ -1,16 +1,18 @@
-// The threads of a call: torch's own (OpenMP's), since those keep a core busy for a millisecond after each of torch's
-// operations, and whoever wants another thread there waits. With threads of our own a step of a small convolutional
-// network took 1.7 ms on two cores, as long as on one; with torch's it takes 1.24. The price: OpenMP waits for all its
-// threads, on a machine that others keep busy for the next time slice. Where torch's cannot be used (another build of it,
-// a forked child) there are threads that are started once and kept: starting one costs 37 us, as much as a whole product
-// of 100 x 100 weights.
+// The process's worker threads: those of the OpenMP that torch runs on, for calls from the main thread of a process that
+// has one, else our own.
+// Torch's threads look for work for some milliseconds after each of its parallel loops, on every core there is. Threads
+// of our own had to share those cores with them, and came when a call was nearly over: between torch's ops,
+// masked_linear, 1,024 x 1,024, density 0.1, forward and backward, took 3.2 ms with them and takes 2.1 with torch's.
+// Starting a thread of our own costs 37 us here (waking a sleeping one 21 us, handing work to one that still looks for
+// it 0.2 us), as much as a whole product of 100 x 100 weights; so they are started once and kept.
 #pragma once
 
 namespace pns {
 
-// f(context, worker) once for every worker in [0, n_threads), worker 0 on the calling thread; returns when all have.
-// Where the threads are not to be had (another call has them, or the system gives none) fewer workers run, down to
-// worker 0 alone: f must share out its work as it goes. f must not throw.
+// f(context, worker) once for every worker in [0, n_threads), worker 0 on the calling thread; returns when all have. All
+// treat denormals as the calling thread does at that time.
+// Where the threads are not to be had (another call has them, or the system gives none of our own) fewer workers run,
+// down to worker 0 alone: f must share out its work as it goes. f must not throw.
 void run_on_team(int n_threads, void (*f)(void* context, int worker), void* context);
 
 }  // namespace pns

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import ops
+from ..ops.masked_linear import kept_bias, masked_layer
 from .masked_layer import HALVES, MaskedLayer
 
 
-def linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``input (weight * mask)^T + bias``: the native op, or a dense product for weights in half precision, which it
-    does not take."""
+def linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None = None) -> Tensor:
+    """``input (weight * mask)^T + bias``, of the bias what its bool mask keeps: the native op, or a dense product for
+    weights in half precision, which it does not take."""
     if weight.dtype in HALVES:
-        return F.linear(input, weight * mask, bias)
-    return ops.masked_linear(input, weight, mask, bias)
+        return F.linear(input, weight * mask, kept_bias(bias, bias_mask))
+    return masked_layer(input, weight, mask, bias, bias_mask)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -61,4 +61,4 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         return cls._from_plain(layer, weight_mask, bias_mask)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.weight_mask, self._masked_bias())
+        return linear(input, self.weight, self.weight_mask, self.bias, self.bias_mask)

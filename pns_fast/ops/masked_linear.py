@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _masked_cuda
+from . import _masked_cuda, _masked_plain
 from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
 from ._masked_product import dtypes_on, fits, masked_backward, masked_outer, masked_product
 
@@ -36,28 +36,25 @@ class _MaskedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, mask, grad_mask = ctx.saved_tensors
         wants_x, wants_weight, _, _, wants_bias, _ = ctx.needs_input_grad
-        if not (torch.is_grad_enabled() or ctx.transposed or grad_mask is not None):
-            wanted = [wants_x, wants_weight, wants_bias]
-            grad_x, grad_weight, grad_bias = masked_backward(grad, x, weight, mask, wanted)
-            return (
-                grad_x if wants_x else None,
-                grad_weight if wants_weight else None,
-                None,
-                None,
-                grad_bias if wants_bias else None,
-                None,
-            )
-        grad_x = grad_weight = grad_bias = None
-        if wants_x:
-            grad_x = _product(grad, weight, mask, grad_mask, None, not ctx.transposed)
-        if wants_weight:
-            outer = (x, grad) if ctx.transposed else (grad, x)
-            grad_weight = _outer(*outer, mask if grad_mask is None else grad_mask)
-        if wants_bias:
-            grad_bias = grad.sum(-2)
+        wanted = (wants_x, wants_weight, wants_bias)
+        grad_x, grad_weight, grad_bias = _gradients(grad, *ctx.saved_tensors, ctx.transposed, wanted)
         return grad_x, grad_weight, None, None, grad_bias, None
+
+
+def _gradients(grad, x, weight, mask, grad_mask, transposed, wanted) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias, None where not wanted; differentiable where that is asked for."""
+    wants_x, wants_weight, wants_bias = wanted
+    if not (torch.is_grad_enabled() or transposed or grad_mask is not None):
+        results = masked_backward(grad, x, weight, mask, list(wanted))
+        return tuple(r if wants else None for r, wants in zip(results, wanted, strict=True))
+    grad_x = grad_weight = None
+    if wants_x:
+        grad_x = _product(grad, weight, mask, grad_mask, None, not transposed)
+    if wants_weight:
+        outer = (x, grad) if transposed else (grad, x)
+        grad_weight = _outer(*outer, mask if grad_mask is None else grad_mask)
+    return grad_x, grad_weight, grad.sum(-2) if wants_bias else None
 
 
 class _MaskedOuter(torch.autograd.Function):
@@ -104,6 +101,51 @@ class _EagerOuter(torch.autograd.Function):
         return masked_outer(grad, x, mask)
 
     backward = _MaskedOuter.backward
+
+
+class _PlainProduct(torch.autograd.Function):
+    """``x (W m)^T + b`` of plain tensors that fit, see _masked_plain.is_plain_call; of b what ``bias_mask`` keeps."""
+
+    @staticmethod
+    def forward(ctx, x, weight, mask, bias, bias_mask):
+        ctx.save_for_backward(x, weight, mask, bias_mask)
+        ctx.addresses = x.data_ptr(), weight.data_ptr(), mask.data_ptr()
+        return _masked_plain.product(x, weight, mask, kept_bias(bias, bias_mask))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mask, bias_mask = ctx.saved_tensors
+        wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
+        wanted = (wants_x, wants_weight, wants_bias)
+        if (
+            not torch.is_grad_enabled()
+            and not _masked_plain.has_mode()
+            and _masked_plain.is_plain(grad)
+            and grad.dtype is x.dtype
+            and grad.shape == (x.shape[0], weight.shape[0])
+            # A hook on saved tensors may have brought others than were checked.
+            and (x.data_ptr(), weight.data_ptr(), mask.data_ptr()) == ctx.addresses
+        ):
+            grad_x, grad_weight, grad_bias = _masked_plain.gradients(grad, x, weight, mask, wanted)
+        else:
+            grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
+        return grad_x, grad_weight, None, kept_bias(grad_bias, bias_mask), None
+
+
+def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
+    """What a bool mask keeps of the bias, 0 elsewhere; None keeps all."""
+    return bias if bias is None or bias_mask is None else torch.where(bias_mask, bias, 0)
+
+
+# Function.apply without what it does for transforms and their tensors, 1 us.
+_plain_product = super(torch.autograd.Function, _PlainProduct).apply
+
+
+def _plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None) -> Tensor:
+    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if needs_grad and torch.is_grad_enabled():
+        return _plain_product(x, weight, mask, bias, bias_mask)
+    return _masked_plain.product(x, weight, mask, kept_bias(bias, bias_mask))
 
 
 def _product(*inputs) -> Tensor:
@@ -280,6 +322,8 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         >>> masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask, torch.tensor([0.5, 0.0]))
         tensor([[1.5000, 4.0000]])
     """
+    if _masked_plain.is_plain_call(x, weight, mask, bias):
+        return _plain(x, weight, mask, bias, None)
     if not isinstance(x, Tensor):
         check_tensor("x", x)
     if x.is_cuda and type(mask) is Tensor and not is_transformed() and not torch.is_autocast_enabled("cuda"):
@@ -298,3 +342,12 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
             _check(x, weight, mask, bias)
             raise
     return _masked_linear(x, weight, mask, bias)
+
+
+def masked_layer(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, bias_mask: Tensor | None = None
+) -> Tensor:
+    """masked_linear with the bias where ``bias_mask`` ``[O]`` is True: on plain tensors one step of autograd's less."""
+    if _masked_plain.is_plain_call(x, weight, mask, bias) and (bias_mask is None or _masked_plain.is_plain(bias_mask)):
+        return _plain(x, weight, mask, bias, bias_mask)
+    return masked_linear(x, weight, mask, kept_bias(bias, bias_mask))

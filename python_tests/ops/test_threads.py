@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from ops.cases import ADAM, Case
 
@@ -43,19 +44,82 @@ for call in (
         print("RuntimeError")
 """
 
+SHARED = """
+import os
+import torch
+from pns_fast import ops
 
-def test_no_thread_left_is_no_crash():
+torch.set_num_threads(2)
+scores = torch.rand(2_000_000)
+scores.add_(1)  # torch starts its threads
+before = len(os.listdir("/proc/self/task"))
+for _ in range(3):
+    ops.topk_mask(scores, 1000)
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+FLUSHING = """
+import torch
+from pns_fast import ops
+
+torch.set_num_threads(2)
+torch.set_flush_denormal(True)
+torch.rand(2_000_000).add_(1)  # torch starts its threads, which flush denormals too
+scores = torch.arange(2_000_000, dtype=torch.int32).view(torch.float32)  # all denormal, ascending
+print(int(ops.topk_mask(scores, 1000)[-1000:].sum()))
+"""
+
+FORKED = """
+import os
+import torch
+from pns_fast import ops
+
+torch.set_num_threads(2)
+scores = torch.arange(2_000_000, dtype=torch.float32)
+scores.add_(1)  # torch starts its threads, which a child has not
+calls = {calls}
+for _ in range(calls):
+    ops.topk_mask(scores, 1000)
+child = os.fork()
+if child == 0:
+    kept = sum(ops.topk_mask(scores, 1000).tolist())
+    os._exit(0 if kept == 1000 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def run_alone(code):
     run = subprocess.run(
-        [sys.executable, "-c", STARVED],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert run.returncode == 0, run.stderr
-    selection, training = run.stdout.split()
+    return run.stdout.split()
+
+
+def test_no_thread_left_is_no_crash():
+    selection, training = run_alone(STARVED)
     assert selection in ("1000", "RuntimeError")
     assert training in ("6", "RuntimeError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the threads of torch's OpenMP are used on Linux")
+def test_torchs_threads_are_ours():
+    before, after = run_alone(SHARED)
+    assert before == after
+
+
+def test_torchs_threads_keep_denormals_where_we_do():
+    assert run_alone(FLUSHING) == ["1000"]
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_threads_of_its_own(calls):
+    assert run_alone(FORKED.format(calls=calls)) == ["0"]
 
 
 def test_calls_from_several_python_threads(set_threads):

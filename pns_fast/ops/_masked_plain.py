@@ -1,0 +1,78 @@
+"""masked_linear of plain tensors on the CPU, past torch's dispatcher and the registered ops: at 100 x 100 those take
+longer than the products. A microsecond counts here, and so an attribute that is looked up twice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import _memory
+from ._library import is_transformed, pointer
+from ._masked_product import BACKWARD, FORWARD
+
+
+def _plain_keys() -> frozenset[int]:
+    ordinary = torch.empty(0, device="cpu")
+    with torch.inference_mode():
+        return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cpu")))
+
+
+_dispatch_keys = torch._C._dispatch_keys
+_TYPES, _KEYS = frozenset((Tensor, Parameter)), _plain_keys()
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether this is a contiguous tensor on the CPU and nothing else: no subclass, no transform's, fake or lazy one.
+    Its numbers lie where data_ptr() says, and the dispatcher has nothing to add."""
+    return type(t) in _TYPES and _dispatch_keys(t).raw_repr() in _KEYS and t.is_contiguous()
+
+
+def has_mode() -> bool:
+    """Whether a mode sees the ops that run, or changes them."""
+    return torch._C._is_torch_function_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_plain_call(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are one network's, plain, and fit."""
+    return (
+        not is_transformed()  # first: under torch.compile what follows cannot be traced
+        and not has_mode()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+        and is_plain(x)
+        and is_plain(weight)
+        and is_plain(mask)
+        and mask.dtype is torch.bool
+        and x.dim() == 2
+        and (shape := weight.shape) == mask.shape
+        and len(shape) == 2
+        and x.shape[1] == shape[1]
+        and (dtype := weight.dtype) in FORWARD
+        and x.dtype is dtype
+        and (bias is None or (is_plain(bias) and bias.shape == shape[:1] and bias.dtype is dtype))
+    )
+
+
+def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """``x (W m)^T + b``."""
+    (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
+    y = _memory.empty((batch, n_out), dtype)
+    pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
+    FORWARD[dtype](1, batch, n_in, n_out, *pointers, torch.get_num_threads())
+    return y
+
+
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias, None where not wanted."""
+    (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
+    wants_x, wants_weight, wants_bias = wanted
+    grad_x = _memory.empty_like(x) if wants_x else None
+    grad_weight = _memory.empty_like(weight) if wants_weight else None
+    grad_bias = _memory.empty((n_out,), dtype) if wants_bias else None
+    read = grad.data_ptr(), x.data_ptr(), weight.data_ptr(), mask.data_ptr()
+    written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
+    BACKWARD[dtype](1, batch, n_in, n_out, *read, *written, torch.get_num_threads())
+    return grad_x, grad_weight, grad_bias

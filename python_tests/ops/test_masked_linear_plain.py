@@ -1,0 +1,150 @@
+"""Plain CPU tensors go past torch's dispatcher: who watches or changes the ops still does, and results are the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops.layers import F32, F64, gradients, layer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pns_fast import ops
+
+registered = torch.ops.pns_fast.masked_linear
+
+
+def sizes():
+    return layer(batch=33, n_in=70, n_out=45, dtype=F32, density=0.2)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_it_is_the_registered_op(dtype, density):
+    x, weight, mask, bias = layer(batch=33, n_in=70, n_out=45, dtype=dtype, density=density)
+    assert torch.equal(ops.masked_linear(x, weight, mask, bias), registered(x, weight, mask, bias))
+    assert torch.equal(ops.masked_linear(x, weight, mask), registered(x, weight, mask))
+    for got, expected in zip(
+        gradients(ops.masked_linear, x, weight, mask, bias), gradients(registered, x, weight, mask, bias), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_inference_mode():
+    x, weight, mask, bias = sizes()
+    with torch.inference_mode():
+        y = ops.masked_linear(x.clone(), weight, mask, bias)
+    assert y.is_inference()
+    assert torch.equal(y, registered(x, weight, mask, bias))
+
+
+class Ops(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Ops, Functions])
+def test_modes_see_the_ops(mode):
+    x, weight, mask, bias = sizes()
+    with mode() as forward:
+        y = ops.masked_linear(x.requires_grad_(), weight, mask, bias)
+    with Ops() as backward:
+        torch.autograd.grad(y, x, torch.ones_like(y))
+    assert any("masked_product" in name for name in forward.names)
+    assert any("masked_backward" in name for name in backward.names)
+
+
+def test_a_default_device_is_not_the_results():
+    x, weight, mask, bias = sizes()
+    with torch.device("meta"):
+        results = [ops.masked_linear(x, weight, mask, bias), *gradients(ops.masked_linear, x, weight, mask, bias)]
+    assert {r.device.type for r in results} == {"cpu"}
+
+
+class Named(torch.Tensor):
+    pass
+
+
+def test_a_subclass_stays_one():
+    x, weight, mask, bias = sizes()
+    y = ops.masked_linear(x.as_subclass(Named), weight, mask, bias)
+    assert type(y) is Named
+    assert torch.equal(y.as_subclass(torch.Tensor), registered(x, weight, mask, bias))
+
+
+def test_tensors_that_are_computed_when_read():
+    x, weight, mask, bias = sizes()
+    grad, zero = torch.randn(33, 45), torch._efficientzerotensor(33, 45)
+    assert torch.equal(ops.masked_linear(torch._neg_view(x), weight, mask), registered(-x, weight, mask))
+    assert torch.equal(ops.masked_linear(x, torch._neg_view(weight), mask), registered(x, -weight, mask))
+    zeros = torch._efficientzerotensor(33, 70)
+    assert torch.equal(ops.masked_linear(zeros, weight, mask, bias), bias.expand(33, 45))
+    x.requires_grad_()
+    y = ops.masked_linear(x, weight, mask, bias)
+    (negated,) = torch.autograd.grad(y, x, torch._neg_view(grad), retain_graph=True)
+    assert torch.equal(negated, torch.autograd.grad(y, x, -grad, retain_graph=True)[0])
+    assert not torch.autograd.grad(y, x, zero)[0].any()
+
+
+def test_gradients_of_a_batch_of_upstream_gradients():
+    x, weight, mask, bias = sizes()
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y = ops.masked_linear(x, weight, mask, bias)
+    upstream = torch.randn(3, *y.shape)
+    batched = torch.autograd.grad(y, leaves, upstream, is_grads_batched=True, retain_graph=True)
+    for at in range(3):
+        alone = torch.autograd.grad(y, leaves, upstream[at], retain_graph=True)
+        assert all(torch.equal(b[at], a) for b, a in zip(batched, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [torch.clone, lambda t: t.mT.contiguous().mT, lambda t: t.double().to(t.dtype)],
+    ids=["copy", "columns", "cast"],
+)
+def test_saved_tensors_through_a_hook(unpack):
+    x, weight, mask, bias = sizes()
+    expected = gradients(ops.masked_linear, x, weight, mask, bias)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        got = gradients(ops.masked_linear, x, weight, mask, bias)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "mask"])
+def test_a_change_between_forward_and_backward_is_refused(name):
+    x, weight, mask, _ = sizes()
+    inputs = {"x": x.clone().requires_grad_() * 1, "weight": weight.clone().requires_grad_() * 1, "mask": mask}
+    y = ops.masked_linear(**inputs)
+    with torch.no_grad():
+        inputs[name].logical_not_() if name == "mask" else inputs[name].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_wrong_upstream_gradient_is_refused():
+    x, weight, mask, bias = sizes()
+    y = ops.masked_linear(x.requires_grad_(), weight, mask, bias)
+    for wrong in (torch.ones(1, 45), torch.ones(33, 45, dtype=F64)):
+        with torch.no_grad(), pytest.raises((TypeError, ValueError), match="expected"):
+            y.grad_fn.apply(wrong)  # past the engine, which checks shapes
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_a_trace_has_the_op():
+    x, weight, mask, bias = sizes()
+    traced = torch.jit.trace(lambda t: ops.masked_linear(t, weight, mask, bias), (x,))
+    assert torch.equal(traced(-x), registered(-x, weight, mask, bias))
