@@ -21,10 +21,10 @@ from ._library import (
     check_same_dtype,
     check_shape,
     check_tensor,
-    is_transformed,
     library,
     pointer,
 )
+from ._masked_plain import is_plain, is_watched
 from ._masked_product import dtypes_on
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation"
@@ -185,8 +185,8 @@ def _sparse_forward(sizes, x, weight, mask, bias, y, bias_mask=None, has_relu=Fa
 
 def _sparse_backward(sizes, grad, x, weight, mask, grad_x, grad_weight, grad_bias, bias_mask=None, passes=None) -> bool:
     """False where torch's convolution is estimated to be faster."""
-    tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask, bias_mask)]
-    pointers = [pointer(t) for t in (*tensors, passes, grad_x, grad_weight, grad_bias)]
+    tensors = [t if t is None else t.contiguous() for t in (grad, x, weight, mask, bias_mask, passes)]
+    pointers = [pointer(t) for t in (*tensors, grad_x, grad_weight, grad_bias)]
     return _BACKWARD[grad.dtype](sizes, *pointers, torch.get_num_threads(), path == "sparse")
 
 
@@ -284,38 +284,20 @@ def tail_layout(
 
 
 def takes_tail(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether these, but for their sizes, can go to ``tail_forward``, and nothing but autograd is to see it: no
-    transform, no tracing, no lazily negated tensor. In one expression, since it stands before every call."""
+    """Whether these, but for their sizes, can go to ``tail_forward``, and nothing but autograd is to see it."""
     return (
         path != "dense"
-        and not is_transformed()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and type(x) in _PLAIN
-        and type(weight) in _PLAIN
-        and type(mask) is Tensor
+        and not is_watched()
+        and is_plain(x)
+        and is_plain(weight)
+        and is_plain(mask)
+        and mask.dtype is torch.bool
         and x.dtype in _FORWARD
         and weight.dtype is x.dtype
-        and mask.dtype is torch.bool
-        and x.device.type == weight.device.type == mask.device.type == "cpu"
-        and x.layout is weight.layout is mask.layout is torch.strided
         and x.dim() == weight.dim() == 4
         and mask.shape == weight.shape
-        and not (x.is_neg() or weight.is_neg())
-        and (
-            bias is None
-            or (
-                type(bias) in _PLAIN
-                and bias.dtype is x.dtype
-                and bias.device.type == "cpu"
-                and bias.layout is torch.strided
-                and bias.shape == weight.shape[:1]
-                and not bias.is_neg()
-            )
-        )
+        and (bias is None or (is_plain(bias) and bias.dtype is x.dtype and bias.shape == weight.shape[:1]))
     )
-
-
-_PLAIN = Tensor, torch.nn.Parameter
 
 
 def tail_forward(x, weight, mask, bias, bias_mask, layout: Layout, has_relu, has_backward):

@@ -33,13 +33,20 @@ def has_mode() -> bool:
     return torch._C._is_torch_function_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def is_watched() -> bool:
+    """Whether anything but autograd is to see the ops that run, or changes them."""
+    return (
+        is_transformed()  # first: under torch.compile what follows cannot be traced
+        or has_mode()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def is_plain_call(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
     """Whether these are one network's, plain, and fit."""
     return (
-        not is_transformed()  # first: under torch.compile what follows cannot be traced
-        and not has_mode()
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_tracing_state() is None
+        not is_watched()
         and is_plain(x)
         and is_plain(weight)
         and is_plain(mask)

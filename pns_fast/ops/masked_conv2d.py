@@ -23,6 +23,7 @@ from ._masked_conv import (
     tail_layout,
     takes_tail,
 )
+from ._masked_plain import is_plain, is_watched
 
 library.define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None, int[2] stride=1, int[2] padding=0, "
@@ -162,9 +163,8 @@ class _EagerTail(torch.autograd.Function):
         x, weight, mask, bias, bias_mask, passes = ctx.saved_tensors
         wants_x, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
         wanted, found = (wants_x, wants_weight, wants_bias), None
-        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by autograd.grad(is_grads_batched=True)
-        if not (torch.is_grad_enabled() or is_batched or is_transformed()) and type(grad) is Tensor:
-            found = tail_backward(grad.resolve_neg(), x, weight, mask, bias_mask, passes, ctx.layout, wanted)
+        if not torch.is_grad_enabled() and is_plain(grad := grad.contiguous()) and not is_watched():
+            found = tail_backward(grad, x, weight, mask, bias_mask, passes, ctx.layout, wanted)
         if found is None:
             found = _tail_gradients(grad, x, weight, mask, bias, bias_mask, *ctx.options, wanted)
         grad_x, grad_weight, grad_bias = found
@@ -260,7 +260,7 @@ def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _differentiable(x, weight, mask, bias, bias_mask, geometry, relu: bool, max_pool: int) -> Tensor:
-    if (relu or max_pool > 1) and takes_tail(x, weight, mask, bias):
+    if (relu or max_pool > 1) and takes_tail(x, weight, mask, bias) and (bias_mask is None or is_plain(bias_mask)):
         layout = tail_layout(x.shape, weight.shape, x.element_size(), *geometry, max_pool)
         has_backward = _needs_grad(x, weight, bias)
         found = tail_forward(x, weight, mask, bias, bias_mask, layout, relu, has_backward)

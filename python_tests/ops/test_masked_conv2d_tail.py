@@ -8,6 +8,7 @@ import pytest
 import torch
 from ops.convolutions import SMALL, Geometry, random_geometry
 from ops.layers import F32, F64, assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from pns_fast import ops, reference
 from pns_fast.ops import _masked_conv
@@ -209,6 +210,42 @@ def test_transforms_and_batched_gradients(path, tail):
     assert_close(compiled(x, weight), functions[1](x, weight), "float64")
     stacked = torch.vmap(functions[0], (0, None))(torch.stack([x, -x]), weight)
     assert_close(stacked[1], functions[1](-x, weight), "float64")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_trace_and_a_mode_see_the_ops(path, tail):
+    geometry = Geometry(3, 4, 5, (6, 7))
+    x, weight, mask, bias = geometry.arguments()
+
+    def run(x):
+        return ops.masked_conv2d(x, weight, mask, bias, *geometry.pairs, *tail)
+
+    traced = torch.jit.trace(run, (x,))
+    assert torch.equal(traced(-x), run(-x))
+    with FlopCounterMode(display=False), torch.device("meta"):
+        assert run(x).device.type == "cpu"
+
+
+@pytest.mark.parametrize("unpack", [torch.clone, lambda t: t.mT.contiguous().mT if t.dim() > 1 else t])
+def test_saved_tensors_through_a_hook(path, tail, unpack):
+    geometry = Geometry(3, 4, 5, (6, 7))
+    arguments = geometry.arguments()
+    expected = all_results(ops.masked_conv2d, geometry, arguments, tail)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        got = all_results(ops.masked_conv2d, geometry, arguments, tail)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_a_change_between_forward_and_backward_is_refused(sparse, tail, name):
+    geometry = Geometry(3, 4, 5, (6, 7))
+    x, weight, mask, bias = geometry.arguments()
+    inputs = {"x": x.requires_grad_() * 1, "weight": weight.requires_grad_() * 1}
+    y = ops.masked_conv2d(inputs["x"], inputs["weight"], mask, bias, *geometry.pairs, *tail)
+    with torch.no_grad():
+        inputs[name].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_autocast(tail):
