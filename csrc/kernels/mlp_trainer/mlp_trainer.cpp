@@ -28,7 +28,9 @@ struct PlainStep {
       for (int64_t r = 0; r < layer.n_live; ++r) {
         for (int64_t b = 0; b < n_batch; ++b) {
           float y = layer.bias[r];
-          for (int64_t k = layer.begin[r]; k < layer.begin[r + 1]; ++k) y += layer.weight[k] * x[layer.column[k] + b];
+          for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
+            y += layer.weight[layer.row_entry[k]] * x[layer.row_column[k] + b];
+          }
           if (l + 1 < net.layers.size() && y <= 0) y = 0;
           layer.output[layer.live[r] * stride + b] = y;
         }

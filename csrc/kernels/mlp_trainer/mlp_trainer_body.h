@@ -49,28 +49,27 @@ struct MlpStep {
       constexpr int V = decltype(tile_vectors)::value;
       auto finish = [&](int64_t k, Vector* acc) {
         const Vector bias = Vector::broadcast(bias_of[k]);
+        float* y = output + live[k] * stride + at;
         for (int v = 0; v < V; ++v) {
-          Vector y = acc[v] + bias;
-          if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
-          y.store(output + live[k] * stride + at + v * W);
+          const Vector sum = acc[v] + bias;
+          // A NaN stays one, so that a network that diverged shows it.
+          (is_last ? sum : select(sum < Vector::zero(), Vector::zero(), sum)).store(y + v * W);
         }
       };
       if (layer.is_dense) {
         dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
                             layer.n_in, x + at, stride, finish);
       } else {
-        const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
+        const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(),
+                                     layer.weight.data(), layer.row_entry.data()};
         for (int64_t k = share.member; k < layer.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V, false>(rows, k, x + at, 1, acc);
+          sparse_row_product<V, true>(rows, k, x + at, 1, acc);
           finish(k, acc);
         }
       }
     });
   }
-
-  // relu of what is not positive: 0, but a NaN stays one, so that a network that diverged shows it.
-  static Vector keep_nan(Vector y) { return Vector{y.v != y.v ? y.v : Vector::zero().v}; }
 
   static double loss(Network& net, int64_t n_batch, Loss kind, bool write_delta) {
     return kind == Loss::kCrossEntropy ? cross_entropy(net, n_batch, write_delta)
@@ -153,28 +152,49 @@ struct MlpStep {
 
   template <typename Updater>
   static void backward(Network& net, int64_t n_batch, const Updater& updater) {
+    switch (n_vectors(n_batch)) {
+      case 1: return backward<1>(net, n_batch, updater);
+      case 2: return backward<2>(net, n_batch, updater);
+      case 4: return backward<4>(net, n_batch, updater);
+      default: return backward<0>(net, n_batch, updater);
+    }
+  }
+
+  // kVectors: those of the batch where they are known, or 0. A layer's weights may change once the delta below has been
+  // made of the old ones.
+  template <int kVectors, typename Updater>
+  static void backward(Network& net, int64_t n_batch, const Updater& updater) {
     const size_t last = net.layers.size() - 1;
+    if (!net.together) {
+      for (size_t l = last + 1; l-- > 0;) layer_backward<kVectors>(net, l, n_batch, updater);
+      return;
+    }
     if (last > 0) net.in_shares([&](Share share) { input_delta(net, last, n_batch, share); });
     for (size_t l = last + 1; l-- > 0;) {
-      // A layer's weights may change: the delta below has been made of the old ones.
       net.in_shares([&](Share share) {
-        gradient_update(net, l, n_batch, share, updater);
+        gradient_update<kVectors>(net, l, n_batch, share, updater);
         if (l > 1) input_delta(net, l - 1, n_batch, share);
       });
     }
   }
 
-  template <typename Updater>
-  static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
-    switch (n_vectors(n_batch)) {
-      case 1: return gradient_update<1>(net, l, n_batch, share, updater);
-      case 2: return gradient_update<2>(net, l, n_batch, share, updater);
-      case 4: return gradient_update<4>(net, l, n_batch, share, updater);
-      default: return gradient_update<0>(net, l, n_batch, share, updater);
+  template <int kVectors, typename Updater>
+  static void layer_backward(Network& net, size_t l, int64_t n_batch, const Updater& updater) {
+    Layer& layer = net.layers[l];
+    if constexpr (kVectors > 0) {
+      if (!layer.is_dense) {
+        if (l > 0) {
+          column_pass<kVectors, true>(layer, net.layer_input(l), net.layers[l - 1].delta.data(), updater);
+        } else {
+          column_pass<kVectors, false>(layer, net.layer_input(l), nullptr, updater);
+        }
+        return bias_update(layer, net.batch_stride, kVectors, Share(), updater);
+      }
     }
+    if (l > 0) input_delta(net, l, n_batch, Share());
+    gradient_update<kVectors>(net, l, n_batch, Share(), updater);
   }
 
-  // kVectors: those of the batch where they are known, or 0.
   template <int kVectors, typename Updater>
   static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
     Layer& layer = net.layers[l];
@@ -182,7 +202,7 @@ struct MlpStep {
     if (layer.is_dense) {
       float* transposed = net.transposed(share.member);
       transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch, transposed);
-      dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, updater);
+      dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, net.gradient(share.member), updater);
     } else {
       sparse_gradient_update<kVectors>(layer, net.layer_input(l), count, share, updater);
     }
@@ -210,28 +230,72 @@ struct MlpStep {
         dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, share.begin(layer.n_in), share.end(layer.n_in),
                             layer.n_out, delta, stride, finish);
       } else {
-        const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
-                                        layer.weight.data(), layer.column_entry.data()};
+        const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.row.data(), layer.weight.data(),
+                                        nullptr};
         for (int64_t k = share.member; k < below.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V, true>(columns, live[k], delta, 1, acc);
+          sparse_row_product<V, false>(columns, live[k], delta, 1, acc);
           finish(live[k], acc);
         }
       }
     });
   }
 
+  // Input delta, gradient and update of a compressed layer in one pass by columns: an input x and the delta to it stay in
+  // registers, so that a kept weight loads its place, its value and V vectors of delta, which serve both sums. The
+  // weights of a vector change once their part of the delta has been made of the old ones.
+  template <int V, bool kHasBelow, typename Updater>
+  static void column_pass(Layer& layer, const float* x, float* delta_below, const Updater& updater) {
+    const int32_t *row = layer.row.data(), *column = layer.column.data();
+    const uint8_t* column_ends = layer.column_ends.data();
+    const float *delta = layer.delta.data(), *weight = layer.weight.data();
+    Vector input[V], sum[V];
+    auto start_column = [&](int64_t k) {
+      for (int v = 0; v < V; ++v) input[v] = Vector::load(x + column[k] + v * W), sum[v] = Vector::zero();
+    };
+    auto gradient = [&](int64_t k) __attribute__((always_inline)) {
+      uint32_t ends = 0;
+      std::memcpy(&ends, column_ends + k / 8, W / 8);
+      return horizontal_sums<Vector>([&](int j) __attribute__((always_inline)) {
+        const float* d = delta + row[k + j];
+        const Vector w = Vector::broadcast(weight[k + j]);
+        Vector dot = Vector::load(d) * input[0];
+        for (int v = 1; v < V; ++v) dot = fma(Vector::load(d + v * W), input[v], dot);
+        for (int v = 0; v < V && kHasBelow; ++v) sum[v] = fma(w, Vector::load(d + v * W), sum[v]);
+        if (ends >> j & 1) {
+          for (int v = 0; v < V && kHasBelow; ++v) {
+            select(input[v] > Vector::zero(), sum[v], Vector::zero()).store(delta_below + column[k + j] + v * W);
+          }
+          start_column(k + j + 1);
+        }
+        return dot;
+      });
+    };
+    start_column(0);
+    update_in_runs(layer, Share(), gradient, updater);
+  }
+
   template <int kVectors, typename Updater>
   static void sparse_gradient_update(Layer& layer, const float* x, int64_t count, Share share, const Updater& updater) {
-    const int64_t n = layer.n_stored();
     const int32_t *row = layer.row.data(), *column = layer.column.data();
-    const float *delta = layer.delta.data(), *factor = layer.factor.data();
-    float *trained = layer.trained(), *state = layer.state.data();
-    const bool has_factor = layer.has_factor, is_edge_popup = layer.is_edge_popup;
-    for (int64_t k = share.member * W; k < n; k += share.size * W) {
-      Vector g = sparse_dots<Vector, kVectors>(row + k, column + k, W, delta, x, 1, static_cast<int>(count));
-      if (has_factor) g = trained_gradient(g, factor + k, is_edge_popup, trained + k);
-      updater.apply(trained + k, state + 2 * k, g);
+    const float* delta = layer.delta.data();
+    auto gradient = [&](int64_t k) {
+      return sparse_dots<Vector, kVectors>(row + k, column + k, W, delta, x, 1, static_cast<int>(count));
+    };
+    update_in_runs(layer, share, gradient, updater);
+  }
+
+  // Every stored weight k from its gradient, of which gradient(k) gives those of a vector.
+  template <typename Gradient, typename Updater>
+  [[gnu::always_inline]] static void update_in_runs(Layer& layer, Share share, Gradient&& gradient,
+                                                    const Updater& updater) {
+    constexpr int64_t kRun = 32 * W;
+    alignas(64) float g[kRun];
+    const int64_t n = layer.n_stored();
+    for (int64_t begin = share.member * kRun; begin < n; begin += share.size * kRun) {
+      const int64_t end = std::min(begin + kRun, n);
+      for (int64_t k = begin; k < end; k += W) gradient(k).store(g + k - begin);
+      update_weights<W>(layer, begin, end, g, updater);
     }
   }
 

@@ -44,37 +44,43 @@ struct Liveness {
   }
 };
 
-void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-                     const std::vector<uint8_t>& can_be_nonzero, int64_t batch_stride) {
+void fill_rows(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
+               const std::vector<uint8_t>& can_be_nonzero, int64_t batch_stride) {
   const int64_t capacity = padded(layer.n_out * layer.n_in);
-  layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
+  layer.row_begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
   layer.n_live = 0;
-  layer.row.resize(capacity), layer.column.resize(capacity);
+  layer.row_entry.resize(capacity), layer.row_column.resize(capacity);
   layer.column_begin.assign_zero(layer.n_in + 1);
   int64_t k = 0;
   for (int64_t o = 0; o < layer.n_out; ++o) {
     if (!reaches_output[o]) continue;
-    layer.begin[layer.n_live] = k;
+    layer.row_begin[layer.n_live] = k;
     layer.live[layer.n_live++] = static_cast<int32_t>(o);
     const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
     for (int64_t i = 0; i < layer.n_in; ++i) {
       if (!line[i] || !can_be_nonzero[i]) continue;
-      layer.row[k] = static_cast<int32_t>(o * batch_stride);
-      layer.column[k] = static_cast<int32_t>(i * batch_stride);
+      layer.row_column[k++] = static_cast<int32_t>(i * batch_stride);
       ++layer.column_begin[i + 1];
-      ++k;
     }
   }
-  layer.begin[layer.n_live] = layer.n_entries = k;
-  for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
-
+  layer.row_begin[layer.n_live] = layer.n_entries = k;
   for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
+}
+
+// The order by columns, from that by rows.
+void fill_columns(Layer& layer, int64_t batch_stride) {
+  const int64_t n_stored = padded(layer.n_entries);
+  layer.row.assign_zero(n_stored), layer.column.assign_zero(n_stored + 1);
+  layer.column_ends.assign_zero(n_stored / 8);
   std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
-  layer.column_row.resize(k), layer.column_entry.resize(k);
-  for (int64_t j = 0; j < k; ++j) {
-    const int64_t to = at[layer.column[j] / batch_stride]++;
-    layer.column_row[to] = layer.row[j];
-    layer.column_entry[to] = static_cast<int32_t>(j);
+  for (int64_t r = 0; r < layer.n_live; ++r) {
+    for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
+      const int64_t i = layer.row_column[k] / batch_stride, to = at[i]++;
+      layer.row[to] = static_cast<int32_t>(layer.live[r] * batch_stride);
+      layer.column[to] = layer.row_column[k];
+      layer.row_entry[k] = static_cast<int32_t>(to);
+      if (to + 1 == layer.column_begin[i + 1]) layer.column_ends[to / 8] |= uint8_t(1 << to % 8);
+    }
   }
 }
 
@@ -121,13 +127,13 @@ bool ScorePart::finish(int64_t n_missing, int32_t above_all) {
   threshold = above_all, last_tie = -1;
   if (n_missing > 0) {
     const auto worst = candidates.begin() + n_missing - 1;
-    std::nth_element(candidates.begin(), worst, candidates.end(), [](const Candidate& a, const Candidate& b) {
-      return a.key != b.key ? a.key > b.key : a.position < b.position;
+    std::nth_element(candidates.begin(), worst, candidates.end(), [this](const Candidate& a, const Candidate& b) {
+      return a.key != b.key ? a.key > b.key : flat(a.position) < flat(b.position);
     });
     for (auto chosen = candidates.begin(); chosen <= worst; ++chosen) {
       in_force[chosen->position] = frozen[chosen->position];
     }
-    threshold = worst->key, last_tie = worst->position;
+    threshold = worst->key, last_tie = flat(worst->position);
   }
   // The threshold's next move is likely no more than some of its last ones; 1024 steps of a float are 0.01%.
   constexpr int64_t kLeast = 1024;
@@ -139,9 +145,9 @@ bool ScorePart::finish(int64_t n_missing, int32_t above_all) {
 void ScorePart::write_mask(uint8_t* mask) const {
   for (int64_t r = 0; r < n_rows; ++r) {
     for (int64_t c = 0; c < n_columns; ++c) {
-      const int64_t at = r * stride + c;
+      const int64_t at = r * stride + c, to = flat(at);
       const int32_t k = key(score[at]);
-      mask[r * n_columns + c] = k > threshold || (k == threshold && at <= last_tie);
+      mask[to] = k > threshold || (k == threshold && to <= last_tie);
     }
   }
 }
@@ -167,13 +173,15 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l], batch_stride);
+    fill_rows(layer, mask, live.reaches_output[l], live.can_be_nonzero[l], batch_stride);
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
     if (layer.is_dense) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
+    } else {
+      fill_columns(layer, batch_stride);
     }
     n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
     fill_values(layer, parameters, mask, scores, batch_stride);
@@ -182,21 +190,21 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   score_parts.clear();
   for (Layer& layer : layers) {
     if (scores == nullptr) break;
-    // Every score is stored, row by row. Rows without padding are one row: only a part's last vector is not full.
+    // Every score is stored. What has no padding is one row: only a part's last vector is not full.
     if (layer.is_dense) {
       score_parts.push_back({layer.n_out, layer.n_in, layer.row_stride, layer.score.data(), layer.factor.data(),
-                             layer.weight.data()});
+                             layer.weight.data(), 0});
     } else {
       const int64_t n = layer.n_out * layer.n_in;
-      score_parts.push_back({1, n, n, layer.score.data(), layer.factor.data(), layer.weight.data()});
+      score_parts.push_back({1, n, n, layer.score.data(), layer.factor.data(), layer.weight.data(), layer.n_out});
     }
     score_parts.push_back({1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(),
-                           layer.bias.data()});
+                           layer.bias.data(), 0});
   }
   // A selection then never allocates, so that it cannot fail on a thread of the team.
   for (ScorePart& part : score_parts) part.candidates.reserve(part.n_rows * part.n_columns);
   input.assign_zero(n_inputs * batch_stride);
-  scratch.assign_zero(team.size() * batch_stride * widest);
+  scratch.assign_zero(team.size() * (batch_stride + kGradientRows) * widest);
   together = n_multiplied * batch_stride >= kSharedFrom;
   label.assign_zero(batch_stride);
   target.assign_zero(layers.back().n_out * batch_stride);

@@ -21,6 +21,8 @@ constexpr int64_t kMaxLanes = 16;  // rows, batches and entry lists are padded t
 // 1.4x; 3 of 1000, density 0.1, batch 512 1.35x; 3 of 100, batch 32 (0.7M) would take 1.6 times as long.
 constexpr int64_t kSharedFrom = 12'000'000;
 
+constexpr int64_t kGradientRows = 6;  // of a dense layer's weights, whose gradients are made before they are updated
+
 inline int64_t padded(int64_t n) { return (n + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
 
 struct Layer {
@@ -29,16 +31,17 @@ struct Layer {
   bool is_dense = false;
 
   // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
-  // a dense layer. begin, bias and the bias's companions are in the order of this list.
+  // a dense layer. row_begin, bias and the bias's companions are in the order of this list.
   int64_t n_live = 0;
   AlignedBuffer<int32_t> live;                    // [n_live]
 
-  // Compressed: kept weights in row order, and for the input gradient their places in column order. row, column and
-  // column_row say where the neuron's activations begin: index * batch_stride.
+  // Compressed: kept weights by columns, as the gradients go through them, and in row order which ones a row has. row
+  // and column say where the neuron's activations begin: index * batch_stride.
   int64_t n_entries = 0;
-  AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
-  AlignedBuffer<int32_t> row, column;             // [padded entries]
-  AlignedBuffer<int32_t> column_row, column_entry;
+  AlignedBuffer<int64_t> row_begin, column_begin;     // [n_live + 1], [n_in + 1]
+  AlignedBuffer<int32_t> row, column;                 // [padded entries], [padded entries + 1]
+  AlignedBuffer<int32_t> row_entry, row_column;       // [entries], in row order
+  AlignedBuffer<uint8_t> column_ends;                 // bit k % 8 of byte k / 8: entry k is the last of its column
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 
@@ -63,11 +66,18 @@ struct ScorePart {
   int64_t n_rows, n_columns, stride;
   const float *score, *frozen;
   float* in_force;
+  int64_t n_outputs;  // of a layer whose weights are stored by columns; 0: by rows
+
+  // Where the score at a position is among the part's scores in the flat layout; of ties the first there wins.
+  int64_t flat(int64_t position) const {
+    if (n_outputs > 0) return position % n_outputs * (n_columns / n_outputs) + position / n_outputs;
+    return position / stride * n_columns + position % stride;
+  }
 
   // |score| as an integer of the same order; a NaN ranks lowest, so that a score that diverged is the first to go.
   static int32_t key(float score);
 
-  // In force are the keys above the threshold, and of those that equal it the ones up to position last_tie.
+  // In force are the keys above the threshold, and of those that equal it the ones up to last_tie in the flat layout.
   int32_t threshold = 0;
   int64_t last_tie = -1;
   // How far on either side of the threshold the next one is looked for.
@@ -90,7 +100,8 @@ struct Network {
   std::vector<ScorePart> score_parts;  // edge-popup: weights and biases of each layer
   int64_t n_inputs = 0, batch_stride = 0;
   AlignedBuffer<float> input;        // [n_0][batch_stride]
-  AlignedBuffer<float> scratch;      // [members][batch_stride][widest padded(n_in)], inputs transposed (dense gradient)
+  // Of dense gradients, a member's: inputs transposed [batch_stride][widest], and rows of the gradient.
+  AlignedBuffer<float> scratch;      // [members][batch_stride + kGradientRows][widest], the widest padded(n_in)
   AlignedBuffer<int32_t> label;      // [batch_stride]
   AlignedBuffer<float> target;       // [n_L][batch_stride]
 
@@ -102,6 +113,10 @@ struct Network {
     team.run(together, f);
   }
   float* transposed(int member) { return scratch.data() + member * (scratch.size() / team.size()); }
+  float* gradient(int member) {
+    const int64_t n_rows = batch_stride + kGradientRows;
+    return transposed(member) + scratch.size() / team.size() / n_rows * batch_stride;
+  }
 
   explicit Network(int n_threads) : team(n_threads) {}
   // Takes over network i of the call.

@@ -54,5 +54,20 @@ struct Updater {
   }
 };
 
+// The update of a layer's stored weights [k, end) from the gradients of the weights in force, g[0] that of weight k. They
+// come in runs, with nothing in between: an update is a chain of some 80 cycles, of which the processor then overlaps
+// several. Measured on a Zen 5: 7.3 cycles a vector; 12 to 14 behind the sums that each vector's gradient is made of.
+template <int W, typename Updater>
+inline void update_weights(Layer& layer, int64_t k, int64_t end, const float* g, const Updater& updater) {
+  const bool has_factor = layer.has_factor, is_edge_popup = layer.is_edge_popup;
+  const float* factor = layer.factor.data();
+  float *trained = layer.trained(), *state = layer.state.data();
+  for (; k < end; k += W, g += W) {
+    Vec<float, W> gradient = Vec<float, W>::load(g);
+    if (has_factor) gradient = trained_gradient(gradient, factor + k, is_edge_popup, trained + k);
+    updater.apply(trained + k, state + 2 * k, gradient);
+  }
+}
+
 }  // namespace
 }  // namespace pns
