@@ -62,7 +62,7 @@ inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, i
   if (U > 3 && i + 3 * W <= n) dense_gradient_block<W, R, 3>(delta, stride, xt, n, n_batch, i, g), i += 3 * W;
   if (i + 2 * W <= n) dense_gradient_block<W, R, 2>(delta, stride, xt, n, n_batch, i, g), i += 2 * W;
   if (i < n) dense_gradient_block<W, R, 1>(delta, stride, xt, n, n_batch, i, g);
-  update_weights<W>(layer, row * n, (row + R) * n, g, updater);
+  update_run<W>(layer.trained(), row * n, (row + R) * n, g, updater);
 }
 
 // The gradient of a share of the rows, xt [batch][row_stride], and their update; g has room for kGradientRows.

@@ -84,14 +84,14 @@ struct PlainStep {
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] + b] * x[layer.column[k] + b];
         if (layer.has_factor) g *= layer.factor[k];
         if (layer.is_edge_popup && layer.score[k] < 0) g = -g;
-        update(rule, &layer.trained()[k], &layer.state[2 * k], g);
+        update(rule, layer.trained().value + k, &layer.state[2 * k], g);
       }
       for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
         g *= layer.bias_factor[r];
         if (layer.is_edge_popup && layer.bias_score[r] < 0) g = -g;
-        update(rule, &layer.bias_trained()[r], &layer.bias_state[2 * r], g);
+        update(rule, layer.bias_trained().value + r, &layer.bias_state[2 * r], g);
       }
     }
   }

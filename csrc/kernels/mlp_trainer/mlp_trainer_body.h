@@ -272,7 +272,7 @@ struct MlpStep {
       });
     };
     start_column(0);
-    update_in_runs(layer, Share(), gradient, updater);
+    update_in_runs<W>(layer.trained(), layer.n_stored(), Share(), updater, gradient);
   }
 
   template <int kVectors, typename Updater>
@@ -282,45 +282,27 @@ struct MlpStep {
     auto gradient = [&](int64_t k) {
       return sparse_dots<Vector, kVectors>(row + k, column + k, W, delta, x, 1, static_cast<int>(count));
     };
-    update_in_runs(layer, share, gradient, updater);
-  }
-
-  // Every stored weight k from its gradient, of which gradient(k) gives those of a vector.
-  template <typename Gradient, typename Updater>
-  [[gnu::always_inline]] static void update_in_runs(Layer& layer, Share share, Gradient&& gradient,
-                                                    const Updater& updater) {
-    constexpr int64_t kRun = 32 * W;
-    alignas(64) float g[kRun];
-    const int64_t n = layer.n_stored();
-    for (int64_t begin = share.member * kRun; begin < n; begin += share.size * kRun) {
-      const int64_t end = std::min(begin + kRun, n);
-      for (int64_t k = begin; k < end; k += W) gradient(k).store(g + k - begin);
-      update_weights<W>(layer, begin, end, g, updater);
-    }
+    update_in_runs<W>(layer.trained(), layer.n_stored(), share, updater, gradient);
   }
 
   template <typename Updater>
   [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t stride, int64_t count, Share share,
                                                  const Updater& updater) {
-    const int64_t n = layer.n_live;
     const int32_t* live = layer.live.data();
-    const float *delta = layer.delta.data(), *factor = layer.bias_factor.data();
-    float *trained = layer.bias_trained(), *state = layer.bias_state.data();
-    for (int64_t k = share.member * W; k < n; k += share.size * W) {
-      Vector acc[W];
-      for (int j = 0; j < W; ++j) {
-        // behind the last bias the last one again: those lanes are padding
-        const float* of_neuron = delta + live[std::min(k + j, n - 1)] * stride;
-        acc[j] = Vector::load(of_neuron);
-        for (int64_t v = 1; v < count; ++v) acc[j] = acc[j] + Vector::load(of_neuron + v * W);
-      }
-      const Vector g = trained_gradient(horizontal_sums(acc), factor + k, layer.is_edge_popup, trained + k);
-      updater.apply(trained + k, state + 2 * k, g);
-    }
+    const float* delta = layer.delta.data();
+    auto gradient = [&](int64_t k) __attribute__((always_inline)) {
+      return horizontal_sums<Vector>([&](int j) __attribute__((always_inline)) {
+        const float* of_neuron = delta + live[k + j] * stride;
+        Vector sum = Vector::load(of_neuron);
+        for (int64_t v = 1; v < count; ++v) sum = sum + Vector::load(of_neuron + v * W);
+        return sum;
+      });
+    };
+    update_in_runs<W>(layer.bias_trained(), layer.n_live, share, updater, gradient);
   }
 
   static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
-    constexpr uint32_t kBlock = 256;
+    constexpr uint32_t kBlock = 2048;
     for (uint32_t at = 0; at < shuffle.n; at += kBlock) {
       uint32_t index[kBlock], slot[kBlock];
       uint32_t n_walking = shuffle.n - at < kBlock ? shuffle.n - at : kBlock;

@@ -8,6 +8,21 @@
 namespace pns {
 namespace {
 
+// The kept weights of every row, as indices of their inputs. No branch asks what is kept: it could not be foreseen.
+void list_kept(Layer& layer, const uint8_t* mask) {
+  layer.row_begin.resize(layer.n_out + 1), layer.row_column.resize(layer.n_out * layer.n_in + 1);
+  int64_t k = 0;
+  for (int64_t o = 0; o < layer.n_out; ++o) {
+    layer.row_begin[o] = k;
+    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
+    for (int64_t i = 0; i < layer.n_in; ++i) {
+      layer.row_column[k] = static_cast<int32_t>(i);
+      k += line[i] != 0;
+    }
+  }
+  layer.row_begin[layer.n_out] = layer.n_entries = k;
+}
+
 // Parameters that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
 // Their gradient is zero for ever; without weight decay the optimiser leaves them bitwise as they are, so the compressed
 // layout leaves them out. A collapsed network costs next to nothing.
@@ -24,79 +39,81 @@ struct Liveness {
     for (size_t l = layers.size() - 1; l > 0; --l) {
       auto& below = reaches_output[l - 1];
       std::fill(below.begin(), below.end(), uint8_t{0});
-      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { below[i] |= reaches_output[l][o]; });
+      for_each_kept(layers[l], [&](int64_t o, int64_t i) { below[i] |= reaches_output[l][o]; });
     }
     for (size_t l = 0; l + 1 < layers.size(); ++l) {
       auto& above = can_be_nonzero[l + 1];
       std::copy_n(mask + layers[l].bias_at, layers[l].n_out, above.begin());
-      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { above[o] |= can_be_nonzero[l][i]; });
+      for_each_kept(layers[l], [&](int64_t o, int64_t i) { above[o] |= can_be_nonzero[l][i]; });
     }
   }
 
   template <typename F>
-  static void for_each_kept(const Layer& layer, const uint8_t* mask, F&& f) {
+  static void for_each_kept(const Layer& layer, F&& f) {
     for (int64_t o = 0; o < layer.n_out; ++o) {
-      const uint8_t* row = mask + layer.weight_at + o * layer.n_in;
-      for (int64_t i = 0; i < layer.n_in; ++i) {
-        if (row[i]) f(o, i);
-      }
+      for (int64_t k = layer.row_begin[o]; k < layer.row_begin[o + 1]; ++k) f(o, layer.row_column[k]);
     }
   }
 };
 
-void fill_rows(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-               const std::vector<uint8_t>& can_be_nonzero, int64_t batch_stride) {
-  const int64_t capacity = padded(layer.n_out * layer.n_in);
-  layer.row_begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
+// Drops the rows and entries that do not matter from the lists of kept ones.
+void drop_dead(Layer& layer, const std::vector<uint8_t>& reaches_output, const std::vector<uint8_t>& can_be_nonzero) {
+  layer.live.resize(padded(layer.n_out));
   layer.n_live = 0;
-  layer.row_entry.resize(capacity), layer.row_column.resize(capacity);
-  layer.column_begin.assign_zero(layer.n_in + 1);
-  int64_t k = 0;
+  int64_t to = 0, k = 0;
   for (int64_t o = 0; o < layer.n_out; ++o) {
-    if (!reaches_output[o]) continue;
-    layer.row_begin[layer.n_live] = k;
-    layer.live[layer.n_live++] = static_cast<int32_t>(o);
-    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
-    for (int64_t i = 0; i < layer.n_in; ++i) {
-      if (!line[i] || !can_be_nonzero[i]) continue;
-      layer.row_column[k++] = static_cast<int32_t>(i * batch_stride);
-      ++layer.column_begin[i + 1];
+    const int64_t end = layer.row_begin[o + 1];
+    if (reaches_output[o]) {
+      layer.row_begin[layer.n_live] = to;
+      layer.live[layer.n_live++] = static_cast<int32_t>(o);
+      for (; k < end; ++k) {
+        const int32_t i = layer.row_column[k];
+        layer.row_column[to] = i;
+        to += can_be_nonzero[i];
+      }
     }
+    k = end;
   }
-  layer.row_begin[layer.n_live] = layer.n_entries = k;
-  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
+  layer.row_begin[layer.n_live] = layer.n_entries = to;
 }
 
-// The order by columns, from that by rows.
+// The order by columns, from that by rows, whose indices become places.
 void fill_columns(Layer& layer, int64_t batch_stride) {
-  const int64_t n_stored = padded(layer.n_entries);
+  const int64_t n = layer.n_entries, n_stored = padded(n);
   layer.row.assign_zero(n_stored), layer.column.assign_zero(n_stored + 1);
+  layer.flat.resize(n), layer.row_entry.resize(n);
   layer.column_ends.assign_zero(n_stored / 8);
+  layer.column_begin.assign_zero(layer.n_in + 1);
+  for (int64_t k = 0; k < n; ++k) ++layer.column_begin[layer.row_column[k] + 1];
+  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
   std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
   for (int64_t r = 0; r < layer.n_live; ++r) {
+    const int64_t o = layer.live[r];
     for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
-      const int64_t i = layer.row_column[k] / batch_stride, to = at[i]++;
-      layer.row[to] = static_cast<int32_t>(layer.live[r] * batch_stride);
-      layer.column[to] = layer.row_column[k];
+      const int64_t i = layer.row_column[k], to = at[i]++;
+      layer.row[to] = static_cast<int32_t>(o * batch_stride);
+      layer.column[to] = layer.row_column[k] = static_cast<int32_t>(i * batch_stride);
+      layer.flat[to] = static_cast<int32_t>(o * layer.n_in + i);
       layer.row_entry[k] = static_cast<int32_t>(to);
-      if (to + 1 == layer.column_begin[i + 1]) layer.column_ends[to / 8] |= uint8_t(1 << to % 8);
     }
+  }
+  for (int64_t k = 0; k < n; ++k) {
+    const bool is_last = k + 1 == n || layer.column[k + 1] != layer.column[k];
+    layer.column_ends[k / 8] |= static_cast<uint8_t>(is_last << k % 8);
   }
 }
 
-void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores, int64_t batch_stride) {
+void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
   layer.has_factor = layer.is_edge_popup || (layer.is_dense && layer.n_entries < layer.n_out * layer.n_in);
   layer.weight.assign_zero(n), layer.state.assign_zero(2 * n);
   layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t at = layer.flat_position(k, batch_stride);
-    if (at < 0) continue;
+  layer.for_each_stored([&](int64_t k, int64_t at) {
     layer.weight[k] = mask[at] ? parameters[at] : 0;
     if (scores != nullptr) layer.score[k] = scores[at];
     if (layer.has_factor) layer.factor[k] = scores != nullptr ? parameters[at] : mask[at];
-  }
+  });
   layer.bias.assign_zero(n_bias), layer.bias_factor.assign_zero(n_bias);
   layer.bias_state.assign_zero(2 * n_bias), layer.bias_score.assign_zero(n_bias);
   for (int64_t k = 0; k < layer.n_live; ++k) {
@@ -108,11 +125,6 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
 }
 
 }  // namespace
-
-int64_t Layer::flat_position(int64_t k, int64_t batch_stride) const {
-  if (is_dense) return k % row_stride < n_in ? weight_at + k / row_stride * n_in + k % row_stride : -1;
-  return k < n_entries ? weight_at + row[k] / batch_stride * n_in + column[k] / batch_stride : -1;
-}
 
 int32_t ScorePart::key(float score) {
   int32_t bits;
@@ -170,10 +182,11 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   // Edge-popup moves every score: all its weights count as kept.
   const std::vector<uint8_t> all(scores != nullptr ? at : 0, 1);
   const uint8_t* mask = scores != nullptr ? all.data() : p.mask + i * at;
+  for (Layer& layer : layers) list_kept(layer, mask);
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_rows(layer, mask, live.reaches_output[l], live.can_be_nonzero[l], batch_stride);
+    drop_dead(layer, live.reaches_output[l], live.can_be_nonzero[l]);
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
                      layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
@@ -184,7 +197,9 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
       fill_columns(layer, batch_stride);
     }
     n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
-    fill_values(layer, parameters, mask, scores, batch_stride);
+    const int32_t last = layer.n_live > 0 ? layer.live[layer.n_live - 1] : 0;
+    std::fill(layer.live.data() + layer.n_live, layer.live.data() + padded(layer.n_live), last);
+    fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
   score_parts.clear();
@@ -214,11 +229,11 @@ void Network::store(float* flat) const {
   for (const Layer& layer : layers) {
     const float* weight = layer.is_edge_popup ? layer.score.data() : layer.weight.data();
     const float* bias = layer.is_edge_popup ? layer.bias_score.data() : layer.bias.data();
-    for (int64_t k = 0; k < layer.n_stored(); ++k) {
-      const int64_t at = layer.flat_position(k, batch_stride);
-      // Pruned entries of a dense layer keep what the caller put there.
-      if (at >= 0 && (layer.is_edge_popup || !layer.has_factor || layer.factor[k] != 0)) flat[at] = weight[k];
-    }
+    // Pruned entries of a dense layer keep what the caller put there.
+    const bool is_all_ours = layer.is_edge_popup || !layer.has_factor;
+    layer.for_each_stored([&](int64_t k, int64_t at) {
+      if (is_all_ours || layer.factor[k] != 0) flat[at] = weight[k];
+    });
     for (int64_t k = 0; k < layer.n_live; ++k) {
       if (layer.is_edge_popup || layer.bias_factor[k] != 0) flat[layer.bias_at + layer.live[k]] = bias[k];
     }

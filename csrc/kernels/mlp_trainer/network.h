@@ -25,6 +25,15 @@ constexpr int64_t kGradientRows = 6;  // of a dense layer's weights, whose gradi
 
 inline int64_t padded(int64_t n) { return (n + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
 
+// What the optimiser moves, weights or biases: the values themselves, or edge-popup's scores. factor multiplies the
+// gradient: the mask, the frozen parameter (edge-popup), or null: all are kept. state: two numbers a value, whose order is
+// the step functions' own.
+struct Trained {
+  float *value, *state;
+  const float* factor;
+  bool is_edge_popup;
+};
+
 struct Layer {
   int64_t n_in = 0, n_out = 0;
   int64_t weight_at = 0, bias_at = 0;  // in the flat layout
@@ -33,32 +42,41 @@ struct Layer {
   // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
   // a dense layer. row_begin, bias and the bias's companions are in the order of this list.
   int64_t n_live = 0;
-  AlignedBuffer<int32_t> live;                    // [n_live]
+  AlignedBuffer<int32_t> live;                    // [padded(n_live)], padded with the last one
 
   // Compressed: kept weights by columns, as the gradients go through them, and in row order which ones a row has. row
   // and column say where the neuron's activations begin: index * batch_stride.
   int64_t n_entries = 0;
   AlignedBuffer<int64_t> row_begin, column_begin;     // [n_live + 1], [n_in + 1]
   AlignedBuffer<int32_t> row, column;                 // [padded entries], [padded entries + 1]
+  AlignedBuffer<int32_t> flat;                        // [entries], positions among the layer's weights in the flat layout
   AlignedBuffer<int32_t> row_entry, row_column;       // [entries], in row order
   AlignedBuffer<uint8_t> column_ends;                 // bit k % 8 of byte k / 8: entry k is the last of its column
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 
-  // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
-  // multiplies the gradient: the mask (dense, where not all are kept), or the frozen parameter (edge-popup). state: two
-  // numbers a parameter, whose order is the step functions' own.
+  // weight and bias are what the products read.
   AlignedBuffer<float> weight, score, factor, state;
   AlignedBuffer<float> bias, bias_score, bias_factor, bias_state;  // [padded(n_live)]
   bool has_factor = false, is_edge_popup = false;
-  float* trained() { return is_edge_popup ? score.data() : weight.data(); }
-  float* bias_trained() { return is_edge_popup ? bias_score.data() : bias.data(); }
+  Trained trained() {
+    return {is_edge_popup ? score.data() : weight.data(), state.data(), has_factor ? factor.data() : nullptr, is_edge_popup};
+  }
+  Trained bias_trained() {
+    return {is_edge_popup ? bias_score.data() : bias.data(), bias_state.data(), bias_factor.data(), is_edge_popup};
+  }
 
   AlignedBuffer<float> output, delta;  // [n_out][batch_stride]
 
   int64_t n_stored() const { return is_dense ? n_out * row_stride : padded(n_entries); }
-  // Position of stored weight k in the flat layout; below weight_at for padding.
-  int64_t flat_position(int64_t k, int64_t batch_stride) const;
+  // f(k, at): stored weight k lies at `at` in the flat layout.
+  template <typename F>
+  void for_each_stored(F&& f) const {
+    for (int64_t o = 0; is_dense && o < n_out; ++o) {
+      for (int64_t i = 0; i < n_in; ++i) f(o * row_stride + i, weight_at + o * n_in + i);
+    }
+    for (int64_t k = 0; !is_dense && k < n_entries; ++k) f(k, weight_at + flat[k]);
+  }
 };
 
 // Scores that compete with each other in edge-popup: the weights or the biases of a layer, [n_rows][stride].

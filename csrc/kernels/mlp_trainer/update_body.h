@@ -1,6 +1,8 @@
 // The optimiser on one vector of parameters: torch.optim.SGD (momentum, no dampening) and torch.optim.Adam.
 #pragma once
 
+#include <algorithm>
+
 #include "core/vec.h"
 #include "kernels/mlp_trainer/network.h"
 
@@ -54,18 +56,29 @@ struct Updater {
   }
 };
 
-// The update of a layer's stored weights [k, end) from the gradients of the weights in force, g[0] that of weight k. They
-// come in runs, with nothing in between: an update is a chain of some 80 cycles, of which the processor then overlaps
-// several. Measured on a Zen 5: 7.3 cycles a vector; 12 to 14 behind the sums that each vector's gradient is made of.
+// The update of values [k, end) from the gradients of the parameters in force, g[0] that of value k. They come in runs,
+// with nothing in between: an update is a chain of some 80 cycles, of which the processor then overlaps several. Measured
+// on a Zen 5: 7.3 cycles a vector; 12 to 14 behind the sums that each vector's gradient is made of.
 template <int W, typename Updater>
-inline void update_weights(Layer& layer, int64_t k, int64_t end, const float* g, const Updater& updater) {
-  const bool has_factor = layer.has_factor, is_edge_popup = layer.is_edge_popup;
-  const float* factor = layer.factor.data();
-  float *trained = layer.trained(), *state = layer.state.data();
+inline void update_run(const Trained& trained, int64_t k, int64_t end, const float* g, const Updater& updater) {
+  const auto [value, state, factor, is_edge_popup] = trained;
   for (; k < end; k += W, g += W) {
     Vec<float, W> gradient = Vec<float, W>::load(g);
-    if (has_factor) gradient = trained_gradient(gradient, factor + k, is_edge_popup, trained + k);
-    updater.apply(trained + k, state + 2 * k, gradient);
+    if (factor != nullptr) gradient = trained_gradient(gradient, factor + k, is_edge_popup, value + k);
+    updater.apply(value + k, state + 2 * k, gradient);
+  }
+}
+
+// A member's share of n values, n padded to whole vectors: their gradients, of which gradient(k) gives a vector, then their update, run by run.
+template <int W, typename Updater, typename Gradient>
+[[gnu::always_inline]] inline void update_in_runs(const Trained& trained, int64_t n, Share share, const Updater& updater,
+                                                  Gradient&& gradient) {
+  constexpr int64_t kRun = 32 * W;
+  alignas(64) float g[kRun];
+  for (int64_t begin = share.member * kRun; begin < n; begin += share.size * kRun) {
+    const int64_t end = std::min(begin + kRun, n);
+    for (int64_t k = begin; k < end; k += W) gradient(k).store(g + k - begin);
+    update_run<W>(trained, begin, end, g, updater);
   }
 }
 
