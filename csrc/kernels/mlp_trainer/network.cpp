@@ -187,9 +187,10 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
     drop_dead(layer, live.reaches_output[l], live.can_be_nonzero[l]);
-    // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
+    // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work. What it does once an input, as
+    // transposing it, is some four rows' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
-                     layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
+                     layer.n_entries >= p.dense_from * (layer.n_out + 4) * layer.row_stride;
     if (layer.is_dense) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
