@@ -69,23 +69,5 @@ template <int V, bool kHasEntry, typename Vector, typename T>
   sparse_sum<V, kHasEntry>(a.column, a.value, a.entry, a.begin[r], a.begin[r + 1], x, stride, acc);
 }
 
-// out[j] = sum over the batch of a[row[j]][b] * x[column[j]][b] for n entries, n at most Vector::kLanes
-// (the gradient of kept weights). a and x are [feature][n_vectors * lanes]. kVectors: n_vectors where it is known, or 0.
-template <typename Vector, int kVectors = 0, typename T>
-[[gnu::always_inline]] inline Vector sparse_dots(const int32_t* row, const int32_t* column, int n, const T* a, const T* x,
-                                                 int64_t stride, int n_vectors) {
-  Vector acc[Vector::kLanes];
-  for (int j = 0; j < n; ++j) {
-    const T* left = a + row[j] * stride;
-    const T* right = x + column[j] * stride;
-    acc[j] = Vector::load(left) * Vector::load(right);
-    for (int v = 1; v < (kVectors > 0 ? kVectors : n_vectors); ++v) {
-      acc[j] = fma(Vector::load(left + v * Vector::kLanes), Vector::load(right + v * Vector::kLanes), acc[j]);
-    }
-  }
-  for (int j = n; j < Vector::kLanes; ++j) acc[j] = Vector::zero();
-  return horizontal_sums(acc);
-}
-
 }  // namespace
 }  // namespace pns

@@ -168,7 +168,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   layers.resize(p.n_layers);
   n_inputs = p.widths[0];
   batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
-  int64_t at = 0, widest = 0, n_multiplied = 0;
+  int64_t at = 0, widest = 0, n_multiplied = 0, most_stored = 0;
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
     layer.n_in = p.widths[l], layer.n_out = p.widths[l + 1];
@@ -197,6 +197,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
     } else {
       fill_columns(layer, batch_stride);
     }
+    most_stored = std::max(most_stored, layer.is_dense ? 0 : layer.n_stored());
     n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
     const int32_t last = layer.n_live > 0 ? layer.live[layer.n_live - 1] : 0;
     std::fill(layer.live.data() + layer.n_live, layer.live.data() + padded(layer.n_live), last);
@@ -222,6 +223,9 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   input.assign_zero(n_inputs * batch_stride);
   scratch.assign_zero(team.size() * (batch_stride + kGradientRows) * widest);
   together = n_multiplied * batch_stride >= kSharedFrom;
+  const int64_t n_tiles = batch_stride / (4 * kMinLanes) + 2;  // four vectors each, and what is left: at most
+  tiles_apart = together && team.size() > 1 && n_tiles * most_stored <= kTilesApartUpTo;
+  for (auto& gradient : sparse_gradient) gradient.resize(tiles_apart ? n_tiles * most_stored : most_stored);
   label.assign_zero(batch_stride);
   target.assign_zero(layers.back().n_out * batch_stride);
 }

@@ -14,12 +14,15 @@
 
 namespace pns {
 
-constexpr int64_t kMaxLanes = 16;  // rows, batches and entry lists are padded to whole AVX-512 vectors
+constexpr int64_t kMinLanes = 8, kMaxLanes = 16;  // rows, batches and entry lists are padded to whole AVX-512 vectors
 
 // Weights times batch from which several threads share the steps of one network. Below, what a step computes is less
 // than what the cores must fetch from each other. Measured on 2 cores: 3 layers of 300, batch 64 (12M) no gain, batch 128
 // 1.4x; 3 of 1000, density 0.1, batch 512 1.35x; 3 of 100, batch 32 (0.7M) would take 1.6 times as long.
 constexpr int64_t kSharedFrom = 12'000'000;
+
+// Floats of gradients of tiles, from which one thread makes them one by one.
+constexpr int64_t kTilesApartUpTo = int64_t{1} << 24;
 
 constexpr int64_t kGradientRows = 6;  // of a dense layer's weights, whose gradients are made before they are updated
 
@@ -120,6 +123,13 @@ struct Network {
   AlignedBuffer<float> input;        // [n_0][batch_stride]
   // Of dense gradients, a member's: inputs transposed [batch_stride][widest], and rows of the gradient.
   AlignedBuffer<float> scratch;      // [members][batch_stride + kGradientRows][widest], the widest padded(n_in)
+  // Of a compressed layer [n_stored]: each tile of a batch is added to the ones before; or, where threads make several at a
+  // time, each lies in its own place, to be added in that order. Two, since one layer's is made while another's is used.
+  AlignedBuffer<float> sparse_gradient[2];
+  bool tiles_apart = false;
+  float* tile_gradient(size_t l, int tile) {
+    return sparse_gradient[l % 2].data() + (tiles_apart ? tile * layers[l].n_stored() : 0);
+  }
   AlignedBuffer<int32_t> label;      // [batch_stride]
   AlignedBuffer<float> target;       // [n_L][batch_stride]
 

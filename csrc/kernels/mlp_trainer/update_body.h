@@ -1,8 +1,6 @@
 // The optimiser on one vector of parameters: torch.optim.SGD (momentum, no dampening) and torch.optim.Adam.
 #pragma once
 
-#include <algorithm>
-
 #include "core/vec.h"
 #include "kernels/mlp_trainer/network.h"
 
@@ -66,19 +64,6 @@ inline void update_run(const Trained& trained, int64_t k, int64_t end, const flo
     Vec<float, W> gradient = Vec<float, W>::load(g);
     if (factor != nullptr) gradient = trained_gradient(gradient, factor + k, is_edge_popup, value + k);
     updater.apply(value + k, state + 2 * k, gradient);
-  }
-}
-
-// A member's share of n values, n padded to whole vectors: their gradients, of which gradient(k) gives a vector, then their update, run by run.
-template <int W, typename Updater, typename Gradient>
-[[gnu::always_inline]] inline void update_in_runs(const Trained& trained, int64_t n, Share share, const Updater& updater,
-                                                  Gradient&& gradient) {
-  constexpr int64_t kRun = 32 * W;
-  alignas(64) float g[kRun];
-  for (int64_t begin = share.member * kRun; begin < n; begin += share.size * kRun) {
-    const int64_t end = std::min(begin + kRun, n);
-    for (int64_t k = begin; k < end; k += W) gradient(k).store(g + k - begin);
-    update_run<W>(trained, begin, end, g, updater);
   }
 }
 
