@@ -67,7 +67,8 @@ def test_loss_curve_of_200_steps_of_adam(simd_level, widths, loss, density):
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize(
-    ("n", "batch_size"), [(25, 1), (1, 1), (1, 32), (70, 1000), (70, 70), (230, 40), (230, 64), (230, 100), (65, 64)]
+    ("n", "batch_size"),
+    [(25, 1), (1, 1), (1, 32), (70, 1000), (70, 70), (230, 40), (230, 64), (230, 100), (65, 64), (600, 256)],
 )
 def test_batch_sizes(simd_level, n, batch_size, optimizer):
     for loss in LOSSES:

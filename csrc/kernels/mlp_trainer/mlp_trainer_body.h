@@ -168,7 +168,7 @@ struct MlpStep {
     }
   }
 
-  // The delta below a layer; a compressed one's gradients come with it.
+  // The delta below a layer, and with it the gradients of a compressed one.
   static void propagate(Network& net, size_t l, int64_t n_batch, Share share) {
     if (!net.layers[l].is_dense) return sparse_gradients(net, l, n_batch, share);
     if (l > 0) input_delta(net, l, n_batch, share);
@@ -192,7 +192,7 @@ struct MlpStep {
     }
   }
 
-  // The members share out the tiles of the batch.
+  // Members take tiles of the batch: a tile's deltas are nobody else's.
   static void sparse_gradients(Network& net, size_t l, int64_t n_batch, Share share) {
     const Layer& layer = net.layers[l];
     if (layer.n_entries == 0) return;

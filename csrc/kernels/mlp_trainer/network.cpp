@@ -83,10 +83,9 @@ void fill_columns(Layer& layer, int64_t batch_stride) {
   layer.row.assign_zero(n_stored), layer.column.assign_zero(n_stored + 1);
   layer.flat.resize(n), layer.row_entry.resize(n);
   layer.column_ends.assign_zero(n_stored / 8);
-  layer.column_begin.assign_zero(layer.n_in + 1);
-  for (int64_t k = 0; k < n; ++k) ++layer.column_begin[layer.row_column[k] + 1];
-  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
-  std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
+  std::vector<int64_t> at(layer.n_in + 1);  // where the next entry of each column goes
+  for (int64_t k = 0; k < n; ++k) ++at[layer.row_column[k] + 1];
+  for (int64_t i = 0; i < layer.n_in; ++i) at[i + 1] += at[i];
   for (int64_t r = 0; r < layer.n_live; ++r) {
     const int64_t o = layer.live[r];
     for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
@@ -168,6 +167,8 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   layers.resize(p.n_layers);
   n_inputs = p.widths[0];
   batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
+  // Rows a large power of two apart would share a few sets of the first cache.
+  if (batch_stride % 256 == 0) batch_stride += kMaxLanes;
   int64_t at = 0, widest = 0, n_multiplied = 0, most_stored = 0;
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];

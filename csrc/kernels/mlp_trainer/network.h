@@ -14,17 +14,18 @@
 
 namespace pns {
 
-constexpr int64_t kMinLanes = 8, kMaxLanes = 16;  // rows, batches and entry lists are padded to whole AVX-512 vectors
+constexpr int64_t kMinLanes = 8, kMaxLanes = 16;  // AVX2, AVX-512; rows, batches and entry lists are padded to the latter
 
 // Weights times batch from which several threads share the steps of one network. Below, what a step computes is less
 // than what the cores must fetch from each other. Measured on 2 cores: 3 layers of 300, batch 64 (12M) no gain, batch 128
-// 1.4x; 3 of 1000, density 0.1, batch 512 1.35x; 3 of 100, batch 32 (0.7M) would take 1.6 times as long.
+// 1.55x; 3 of 1000, density 0.1, batch 128 1.4x, batch 512 1.4x.
 constexpr int64_t kSharedFrom = 12'000'000;
 
-// Floats of gradients of tiles, from which one thread makes them one by one.
+// Floats up to which every tile of a batch has its own gradients; with more, one thread makes them tile by tile.
 constexpr int64_t kTilesApartUpTo = int64_t{1} << 24;
 
-constexpr int64_t kGradientRows = 6;  // of a dense layer's weights, whose gradients are made before they are updated
+// Rows of a dense layer whose gradients are made before they are updated.
+constexpr int64_t kGradientRows = 6;
 
 inline int64_t padded(int64_t n) { return (n + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
 
@@ -50,11 +51,11 @@ struct Layer {
   // Compressed: kept weights by columns, as the gradients go through them, and in row order which ones a row has. row
   // and column say where the neuron's activations begin: index * batch_stride.
   int64_t n_entries = 0;
-  AlignedBuffer<int64_t> row_begin, column_begin;     // [n_live + 1], [n_in + 1]
-  AlignedBuffer<int32_t> row, column;                 // [padded entries], [padded entries + 1]
-  AlignedBuffer<int32_t> flat;                        // [entries], positions among the layer's weights in the flat layout
-  AlignedBuffer<int32_t> row_entry, row_column;       // [entries], in row order
-  AlignedBuffer<uint8_t> column_ends;                 // bit k % 8 of byte k / 8: entry k is the last of its column
+  AlignedBuffer<int32_t> row, column;            // [padded entries], [padded entries + 1]
+  AlignedBuffer<uint8_t> column_ends;            // bit k % 8 of byte k / 8: entry k is the last of its column
+  AlignedBuffer<int32_t> flat;                   // [entries], positions among the layer's weights in the flat layout
+  AlignedBuffer<int64_t> row_begin;              // [n_live + 1]
+  AlignedBuffer<int32_t> row_entry, row_column;  // [entries], in row order
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 
