@@ -276,6 +276,17 @@ def test_threads_that_share_one_network_change_nothing(simd_level, set_threads, 
         assert all(torch.equal(a, b) for a, b in zip(alone, train(case, ADAM, 2), strict=True))
 
 
+def test_a_shared_batch_of_many_tiles_changes_nothing(set_threads):
+    # kept weights times tiles of 32 samples beyond network.h's kTilesApartUpTo; one in 16 of 299 neurons is dead
+    case = Case((3, 301, 299, 4), "mse", 0.5, n=8000, batch_size=8000, n_networks=1, n_datasets=1)
+    p, mask, widths, x, y, _, _, dataset, _ = case.arguments()
+    assert 0.9 * 0.5 * 301 * 299 * 8000 / 32 > 2**23
+    alone = ops.mlp_gradients(p, mask, widths, x, y, dataset, loss="mse", dense_from=COMPRESSED)
+    set_threads(2)
+    for _ in range(3):
+        assert torch.equal(alone, ops.mlp_gradients(p, mask, widths, x, y, dataset, loss="mse", dense_from=COMPRESSED))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dense_from", [DENSE, COMPRESSED])
 def test_a_diverging_network_says_so_and_leaves_its_neighbours_alone(simd_level, loss, dense_from):

@@ -197,12 +197,13 @@ struct MlpStep {
     const Layer& layer = net.layers[l];
     if (layer.n_entries == 0) return;
     const float* x = net.layer_input(l);
+    const int n_makers = net.tiles_apart ? share.size : 1;
     int tile = 0;
     for_each_tile(n_vectors(n_batch), false, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
       float* gradient = net.tile_gradient(l, tile);
       const bool is_first = tile == 0 || net.tiles_apart;
-      if (tile++ % share.size != share.member) return;
+      if (tile++ % n_makers != share.member) return;
       if (l > 0) {
         column_pass<V, true>(layer, x, net.layers[l - 1].delta.data(), at, is_first, gradient);
       } else {

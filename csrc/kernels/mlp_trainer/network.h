@@ -21,8 +21,8 @@ constexpr int64_t kMinLanes = 8, kMaxLanes = 16;  // AVX2, AVX-512; rows, batche
 // 1.55x; 3 of 1000, density 0.1, batch 128 1.4x, batch 512 1.4x.
 constexpr int64_t kSharedFrom = 12'000'000;
 
-// Floats up to which every tile of a batch has its own gradients; with more, one thread makes them tile by tile.
-constexpr int64_t kTilesApartUpTo = int64_t{1} << 24;
+// Floats up to which every tile of a batch has its own gradients (32 MiB); with more, one thread makes them tile by tile.
+constexpr int64_t kTilesApartUpTo = int64_t{1} << 23;
 
 // Rows of a dense layer whose gradients are made before they are updated.
 constexpr int64_t kGradientRows = 6;
