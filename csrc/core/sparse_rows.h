@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <utility>
 
 #include "core/vec.h"
 
@@ -21,6 +23,17 @@ struct SparseRows {
 
 namespace {
 
+// p[0] and p[1]. Of places in 32 bits by one load: loads are what bounds the sums.
+template <typename T>
+inline std::pair<T, T> load_two(const T* p) {
+  return {p[0], p[1]};
+}
+inline std::pair<int32_t, int32_t> load_two(const int32_t* p) {
+  uint64_t both;
+  std::memcpy(&both, p, sizeof(both));
+  return {static_cast<int32_t>(both), static_cast<int32_t>(both >> 32)};  // in either order of bytes: the sum's two chains
+}
+
 // acc[v] += sum over entries k in [k, end) of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
 // an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle. With kHasEntry
 // the k-th value is value[entry[k]].
@@ -29,16 +42,23 @@ template <int V, bool kHasEntry, typename Vector, typename T, typename Column>
                                               int64_t end, const T* x, int64_t stride, Vector* acc) {
   Vector second[V];
   for (int v = 0; v < V; ++v) second[v] = Vector::zero();
-  auto add = [&](int64_t at, Vector* sum) {
-    const Vector w = Vector::broadcast(value[kHasEntry ? entry[at] : at]);
-    const T* row = x + column[at] * stride;
+  auto add = [&](int64_t at, Column place, Vector* sum) {
+    const Vector w = Vector::broadcast(value[at]);
+    const T* row = x + place * stride;
     for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(row + v * Vector::kLanes), sum[v]);
   };
   for (; k + 1 < end; k += 2) {
-    add(k, acc);
-    add(k + 1, second);
+    const auto place = load_two(column + k);
+    if constexpr (kHasEntry) {
+      const auto at = load_two(entry + k);
+      add(at.first, place.first, acc);
+      add(at.second, place.second, second);
+    } else {
+      add(k, place.first, acc);
+      add(k + 1, place.second, second);
+    }
   }
-  if (k < end) add(k, acc);
+  if (k < end) add(kHasEntry ? entry[k] : k, column[k], acc);
   for (int v = 0; v < V; ++v) acc[v] = acc[v] + second[v];
 }
 
@@ -47,24 +67,6 @@ template <int V, bool kHasEntry, typename Vector, typename T>
 [[gnu::always_inline]] inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
   for (int v = 0; v < V; ++v) acc[v] = Vector::zero();
   sparse_sum<V, kHasEntry>(a.column, a.value, a.entry, a.begin[r], a.begin[r + 1], x, stride, acc);
-}
-
-// out[j] = sum over the batch of a[row[j]][b] * x[column[j]][b] for n entries, n at most Vector::kLanes
-// (the gradient of kept weights). a and x are [feature][n_vectors * lanes]. kVectors: n_vectors where it is known, or 0.
-template <typename Vector, int kVectors = 0, typename T>
-[[gnu::always_inline]] inline Vector sparse_dots(const int32_t* row, const int32_t* column, int n, const T* a, const T* x,
-                                                 int64_t stride, int n_vectors) {
-  Vector acc[Vector::kLanes];
-  for (int j = 0; j < n; ++j) {
-    const T* left = a + row[j] * stride;
-    const T* right = x + column[j] * stride;
-    acc[j] = Vector::load(left) * Vector::load(right);
-    for (int v = 1; v < (kVectors > 0 ? kVectors : n_vectors); ++v) {
-      acc[j] = fma(Vector::load(left + v * Vector::kLanes), Vector::load(right + v * Vector::kLanes), acc[j]);
-    }
-  }
-  for (int j = n; j < Vector::kLanes; ++j) acc[j] = Vector::zero();
-  return horizontal_sums(acc);
 }
 
 }  // namespace

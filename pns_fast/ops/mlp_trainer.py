@@ -86,11 +86,11 @@ def _check_networks(parameters: Tensor, mask: Tensor, widths: Sequence[int], dat
 
 
 def _check_sizes(widths: Sequence[int], batch_size: int, name: str) -> None:
-    """The kernel counts a layer's weights and its activations in 32 bits, rows and batches padded to 16."""
+    """The kernel counts a layer's weights and its activations in 32 bits; batches are padded by up to 31."""
     padded = [-(-w // 16) * 16 for w in widths]
     if max(n_in * n_out for n_in, n_out in itertools.pairwise(padded)) >= 2**31:
         raise ValueError(f"widths: expected less than 2**31 weights in a layer, got {list(widths)}")
-    if max(widths) * (batch_size + 15) >= 2**31:
+    if max(widths) * (batch_size + 31) >= 2**31:
         raise ValueError(f"{name}: expected widest layer x batch below 2**31, got {max(widths)} x {batch_size}")
 
 

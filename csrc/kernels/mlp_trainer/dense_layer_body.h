@@ -1,5 +1,5 @@
-// The dense path of the trainer: register-blocked products (core/dense_product.h), the gradient of a block of weights
-// and its update while it is in registers.
+// The dense path of the trainer: register-blocked products (core/dense_product.h), the gradients of a few rows of weights
+// and their update while the first cache has them.
 #pragma once
 
 #include "core/dense_product.h"
@@ -24,19 +24,19 @@ inline void transpose_batch(const float* x, int64_t stride, int64_t n_in, int64_
   }
 }
 
-// The gradient of R rows x U vectors of weights from (row, i) on, sum over the batch of delta[row][b] * xt[b][i], and
-// their update while it is still in registers.
-template <int W, int R, int U, typename Updater>
-inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row, int64_t i,
-                                 const Updater& updater) {
+// g[r][i + j] = sum over the batch of delta[r][b] * xt[b][i + j] for R rows and U vectors of weights; rows of xt and g
+// are n long.
+template <int W, int R, int U>
+inline void dense_gradient_block(const float* first_delta, int64_t stride, const float* xt, int64_t n, int64_t n_batch,
+                                 int64_t i, float* g) {
   using Vector = Vec<float, W>;
   Vector acc[R][U];
   for (int r = 0; r < R; ++r) {
     for (int u = 0; u < U; ++u) acc[r][u] = Vector::zero();
   }
-  RowCursor<R, float> delta(layer.delta.data() + row * stride, stride);
+  RowCursor<R, float> delta(first_delta, stride);
   xt += i;
-  for (int64_t b = 0; b < n_batch; ++b, xt += layer.row_stride, delta.advance(1)) {
+  for (int64_t b = 0; b < n_batch; ++b, xt += n, delta.advance(1)) {
     Vector x[U];
     for (int u = 0; u < U; ++u) x[u] = Vector::load(xt + u * W);
     for (int r = 0; r < R; ++r) {
@@ -45,37 +45,36 @@ inline void dense_gradient_block(Layer& layer, const float* xt, int64_t stride, 
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int u = 0; u < U; ++u) {
-      const int64_t k = (row + r) * layer.row_stride + i + u * W;
-      Vector g = acc[r][u];
-      if (layer.has_factor) g = trained_gradient(g, layer.factor.data() + k, layer.is_edge_popup, layer.trained() + k);
-      updater.apply(layer.trained() + k, layer.state.data() + 2 * k, g);
-    }
+    for (int u = 0; u < U; ++u) acc[r][u].store(g + r * n + i + u * W);
   }
 }
 
-// R rows from one end to the other, so that the parameters and their state stream through the caches.
+// R rows from one end to the other, so that the parameters and their state stream through the caches; g [R][row_stride]
+// is room for their gradients.
 template <int W, int R, typename Updater>
-inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row,
+inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, int64_t row, float* g,
                                 const Updater& updater) {
   constexpr int U = W == 16 ? 4 : 2;
   const int64_t n = layer.row_stride;
+  const float* delta = layer.delta.data() + row * stride;
   int64_t i = 0;
-  for (; i + U * W <= n; i += U * W) dense_gradient_block<W, R, U>(layer, xt, stride, n_batch, row, i, updater);
-  if (U > 3 && i + 3 * W <= n) dense_gradient_block<W, R, 3>(layer, xt, stride, n_batch, row, i, updater), i += 3 * W;
-  if (i + 2 * W <= n) dense_gradient_block<W, R, 2>(layer, xt, stride, n_batch, row, i, updater), i += 2 * W;
-  if (i < n) dense_gradient_block<W, R, 1>(layer, xt, stride, n_batch, row, i, updater);
+  for (; i + U * W <= n; i += U * W) dense_gradient_block<W, R, U>(delta, stride, xt, n, n_batch, i, g);
+  if (U > 3 && i + 3 * W <= n) dense_gradient_block<W, R, 3>(delta, stride, xt, n, n_batch, i, g), i += 3 * W;
+  if (i + 2 * W <= n) dense_gradient_block<W, R, 2>(delta, stride, xt, n, n_batch, i, g), i += 2 * W;
+  if (i < n) dense_gradient_block<W, R, 1>(delta, stride, xt, n, n_batch, i, g);
+  update_run<W>(layer.trained(), row * n, (row + R) * n, g, updater);
 }
 
-// The gradient of a share of the rows, xt [batch][row_stride], and their update.
+// The gradient of a share of the rows, xt [batch][row_stride], and their update; g has room for kGradientRows.
 template <int W, typename Updater>
 inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, Share share,
-                                  const Updater& updater) {
+                                  float* g, const Updater& updater) {
+  constexpr int R = kGradientRows;
   const int64_t end = share.end(layer.n_out);
   int64_t row = share.begin(layer.n_out);
-  for (; row + 6 <= end; row += 6) dense_gradient_rows<W, 6>(layer, xt, stride, n_batch, row, updater);
-  for (; row + 2 <= end; row += 2) dense_gradient_rows<W, 2>(layer, xt, stride, n_batch, row, updater);
-  for (; row < end; ++row) dense_gradient_rows<W, 1>(layer, xt, stride, n_batch, row, updater);
+  for (; row + R <= end; row += R) dense_gradient_rows<W, R>(layer, xt, stride, n_batch, row, g, updater);
+  for (; row + 2 <= end; row += 2) dense_gradient_rows<W, 2>(layer, xt, stride, n_batch, row, g, updater);
+  for (; row < end; ++row) dense_gradient_rows<W, 1>(layer, xt, stride, n_batch, row, g, updater);
 }
 
 }  // namespace

@@ -28,7 +28,9 @@ struct PlainStep {
       for (int64_t r = 0; r < layer.n_live; ++r) {
         for (int64_t b = 0; b < n_batch; ++b) {
           float y = layer.bias[r];
-          for (int64_t k = layer.begin[r]; k < layer.begin[r + 1]; ++k) y += layer.weight[k] * x[layer.column[k] + b];
+          for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
+            y += layer.weight[layer.row_entry[k]] * x[layer.row_column[k] + b];
+          }
           if (l + 1 < net.layers.size() && y <= 0) y = 0;
           layer.output[layer.live[r] * stride + b] = y;
         }
@@ -82,14 +84,14 @@ struct PlainStep {
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.row[k] + b] * x[layer.column[k] + b];
         if (layer.has_factor) g *= layer.factor[k];
         if (layer.is_edge_popup && layer.score[k] < 0) g = -g;
-        update(rule, &layer.trained()[k], &layer.state[2 * k], g);
+        update(rule, layer.trained().value + k, &layer.state[2 * k], g);
       }
       for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
         for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
         g *= layer.bias_factor[r];
         if (layer.is_edge_popup && layer.bias_score[r] < 0) g = -g;
-        update(rule, &layer.bias_trained()[r], &layer.bias_state[2 * r], g);
+        update(rule, layer.bias_trained().value + r, &layer.bias_state[2 * r], g);
       }
     }
   }
@@ -162,7 +164,7 @@ class NetworkTrainer {
     n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
     start_outputs(i);
     order_.resize(p_.n_train);
-    n_updates_ = 0;
+    beta1_power_ = beta2_power_ = 1;
     const Samples train = samples(p_.n_train, p_.x_train, p_.label_train, p_.y_train, i);
     const Samples test = samples(p_.n_test, p_.x_test, p_.label_test, p_.y_test, i);
     if (p_.scores != nullptr) select_scores(0);
@@ -225,7 +227,7 @@ class NetworkTrainer {
       gather(train, n_batch, [&](int64_t b) { return int64_t{order_[at + b]}; });
       step_.forward(net_, n_batch);
       sum += step_.loss(net_, n_batch, p_.loss, true);
-      ++n_updates_;
+      beta1_power_ *= p_.beta1, beta2_power_ *= p_.beta2;
       step_.backward(net_, n_batch, rule(epoch));
       if (p_.scores != nullptr) select_scores(epoch);
     }
@@ -243,7 +245,7 @@ class NetworkTrainer {
 
   UpdateRule rule(int64_t epoch) const {
     const double lr = learning_rate(epoch);
-    const double correction1 = 1 - std::pow(p_.beta1, n_updates_), correction2 = 1 - std::pow(p_.beta2, n_updates_);
+    const double correction1 = 1 - beta1_power_, correction2 = 1 - beta2_power_;
     return {p_.optimizer,
             static_cast<float>(lr),
             static_cast<float>(p_.beta1),
@@ -337,7 +339,8 @@ class NetworkTrainer {
   const StepFunctions& step_;
   Network net_;
   AlignedBuffer<uint32_t> order_;
-  int64_t n_parameters_ = 0, n_updates_ = 0;
+  int64_t n_parameters_ = 0;
+  double beta1_power_ = 1, beta2_power_ = 1;  // to the number of updates
 };
 
 }  // namespace

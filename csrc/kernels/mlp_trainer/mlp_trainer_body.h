@@ -19,6 +19,11 @@ struct MlpStep {
   using Vector = Vec<float, W>;
 
   static int64_t n_vectors(int64_t n_batch) { return (n_batch + W - 1) / W; }
+  static int n_tiles(int64_t n_batch) {
+    int n = 0;
+    for_each_tile(n_vectors(n_batch), false, [&](auto, int64_t) { ++n; });
+    return n;
+  }
 
   // f(tile of V vectors) over the batch: 4 vectors at a time, then 2, then 1. 16 registers (AVX2) hold a dense block of
   // 6 rows x 2 vectors, but not one of 3 x 4 with what is multiplied.
@@ -49,28 +54,27 @@ struct MlpStep {
       constexpr int V = decltype(tile_vectors)::value;
       auto finish = [&](int64_t k, Vector* acc) {
         const Vector bias = Vector::broadcast(bias_of[k]);
+        float* y = output + live[k] * stride + at;
         for (int v = 0; v < V; ++v) {
-          Vector y = acc[v] + bias;
-          if (!is_last) y = select(y > Vector::zero(), y, keep_nan(y));
-          y.store(output + live[k] * stride + at + v * W);
+          const Vector sum = acc[v] + bias;
+          // A NaN stays one, so that a network that diverged shows it.
+          (is_last ? sum : select(sum < Vector::zero(), Vector::zero(), sum)).store(y + v * W);
         }
       };
       if (layer.is_dense) {
         dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
                             layer.n_in, x + at, stride, finish);
       } else {
-        const SparseRows<float> rows{layer.n_live, layer.begin.data(), layer.column.data(), layer.weight.data(), nullptr};
+        const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(),
+                                     layer.weight.data(), layer.row_entry.data()};
         for (int64_t k = share.member; k < layer.n_live; k += share.size) {
           Vector acc[V];
-          sparse_row_product<V, false>(rows, k, x + at, 1, acc);
+          sparse_row_product<V, true>(rows, k, x + at, 1, acc);
           finish(k, acc);
         }
       }
     });
   }
-
-  // relu of what is not positive: 0, but a NaN stays one, so that a network that diverged shows it.
-  static Vector keep_nan(Vector y) { return Vector{y.v != y.v ? y.v : Vector::zero().v}; }
 
   static double loss(Network& net, int64_t n_batch, Loss kind, bool write_delta) {
     return kind == Loss::kCrossEntropy ? cross_entropy(net, n_batch, write_delta)
@@ -154,109 +158,149 @@ struct MlpStep {
   template <typename Updater>
   static void backward(Network& net, int64_t n_batch, const Updater& updater) {
     const size_t last = net.layers.size() - 1;
-    if (last > 0) net.in_shares([&](Share share) { input_delta(net, last, n_batch, share); });
+    net.in_shares([&](Share share) { propagate(net, last, n_batch, share); });
     for (size_t l = last + 1; l-- > 0;) {
       // A layer's weights may change: the delta below has been made of the old ones.
       net.in_shares([&](Share share) {
-        gradient_update(net, l, n_batch, share, updater);
-        if (l > 1) input_delta(net, l - 1, n_batch, share);
+        update(net, l, n_batch, share, updater);
+        if (l > 0) propagate(net, l - 1, n_batch, share);
       });
     }
   }
 
-  template <typename Updater>
-  static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
-    switch (n_vectors(n_batch)) {
-      case 1: return gradient_update<1>(net, l, n_batch, share, updater);
-      case 2: return gradient_update<2>(net, l, n_batch, share, updater);
-      case 4: return gradient_update<4>(net, l, n_batch, share, updater);
-      default: return gradient_update<0>(net, l, n_batch, share, updater);
-    }
+  // The delta below a layer, and with it the gradients of a compressed one.
+  static void propagate(Network& net, size_t l, int64_t n_batch, Share share) {
+    if (!net.layers[l].is_dense) return sparse_gradients(net, l, n_batch, share);
+    if (l > 0) input_delta(net, l, n_batch, share);
   }
 
-  // kVectors: those of the batch where they are known, or 0.
-  template <int kVectors, typename Updater>
-  static void gradient_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
+  template <typename Updater>
+  static void update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
     Layer& layer = net.layers[l];
-    const int64_t count = kVectors > 0 ? kVectors : n_vectors(n_batch);
     if (layer.is_dense) {
       float* transposed = net.transposed(share.member);
       transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch, transposed);
-      dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, updater);
+      dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, net.gradient(share.member), updater);
     } else {
-      sparse_gradient_update<kVectors>(layer, net.layer_input(l), count, share, updater);
+      sparse_update(net, l, n_batch, share, updater);
     }
-    bias_update(layer, net.batch_stride, count, share, updater);
+    switch (n_vectors(n_batch)) {
+      case 1: return bias_update<1>(layer, net.batch_stride, 1, share, updater);
+      case 2: return bias_update<2>(layer, net.batch_stride, 2, share, updater);
+      case 4: return bias_update<4>(layer, net.batch_stride, 4, share, updater);
+      default: return bias_update<0>(layer, net.batch_stride, n_vectors(n_batch), share, updater);
+    }
   }
 
-  // delta_{l-1} = W_l^T delta_l where h_{l-1} > 0.
+  // Members take tiles of the batch: a tile's deltas are nobody else's.
+  static void sparse_gradients(Network& net, size_t l, int64_t n_batch, Share share) {
+    const Layer& layer = net.layers[l];
+    if (layer.n_entries == 0) return;
+    const float* x = net.layer_input(l);
+    const int n_makers = net.tiles_apart ? share.size : 1;
+    int tile = 0;
+    for_each_tile(n_vectors(n_batch), false, [&](auto tile_vectors, int64_t at) {
+      constexpr int V = decltype(tile_vectors)::value;
+      float* gradient = net.tile_gradient(l, tile);
+      const bool is_first = tile == 0 || net.tiles_apart;
+      if (tile++ % n_makers != share.member) return;
+      if (l > 0) {
+        column_pass<V, true>(layer, x, net.layers[l - 1].delta.data(), at, is_first, gradient);
+      } else {
+        column_pass<V, false>(layer, x, nullptr, at, is_first, gradient);
+      }
+    });
+  }
+
+  template <typename Updater>
+  static void sparse_update(Network& net, size_t l, int64_t n_batch, Share share, const Updater& updater) {
+    Layer& layer = net.layers[l];
+    const int64_t n_vectors = layer.n_stored() / W, begin = share.begin(n_vectors) * W, end = share.end(n_vectors) * W;
+    float* gradient = net.tile_gradient(l, 0);
+    for (int tile = 1; net.tiles_apart && tile < n_tiles(n_batch); ++tile) {
+      const float* of_tile = net.tile_gradient(l, tile);
+      for (int64_t k = begin; k < end; k += W) (Vector::load(gradient + k) + Vector::load(of_tile + k)).store(gradient + k);
+    }
+    update_run<W>(layer.trained(), begin, end, gradient + begin, updater);
+  }
+
+  // delta_{l-1} = W_l^T delta_l where h_{l-1} > 0, W_l dense.
   static void input_delta(Network& net, size_t l, int64_t n_batch, Share share) {
     Layer& layer = net.layers[l];
-    Layer& below = net.layers[l - 1];
     const int64_t stride = net.batch_stride;
-    const int32_t* live = below.live.data();
-    const float* output = below.output.data();
-    float* delta_below = below.delta.data();
-    for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
+    const float* output = net.layer_input(l);
+    float* delta_below = net.layers[l - 1].delta.data();
+    for_each_tile(n_vectors(n_batch), true, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
-      const float* delta = layer.delta.data() + at;
       auto finish = [&](int64_t i, Vector* acc) {
         for (int v = 0; v < V; ++v) {
           const int64_t k = i * stride + at + v * W;
           select(Vector::load(output + k) > Vector::zero(), acc[v], Vector::zero()).store(delta_below + k);
         }
       };
-      if (layer.is_dense) {
-        dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, share.begin(layer.n_in), share.end(layer.n_in),
-                            layer.n_out, delta, stride, finish);
-      } else {
-        const SparseRows<float> columns{layer.n_in, layer.column_begin.data(), layer.column_row.data(),
-                                        layer.weight.data(), layer.column_entry.data()};
-        for (int64_t k = share.member; k < below.n_live; k += share.size) {
-          Vector acc[V];
-          sparse_row_product<V, true>(columns, live[k], delta, 1, acc);
-          finish(live[k], acc);
-        }
-      }
+      dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, share.begin(layer.n_in), share.end(layer.n_in),
+                          layer.n_out, layer.delta.data() + at, stride, finish);
     });
   }
 
-  template <int kVectors, typename Updater>
-  static void sparse_gradient_update(Layer& layer, const float* x, int64_t count, Share share, const Updater& updater) {
-    const int64_t n = layer.n_stored();
+  // Both sums over the tile of V vectors at `at` for a compressed layer, in one pass by columns: the delta of each input,
+  // and the gradient of each kept weight, is_first or added to what is there. An input x and the sum of its delta stay in
+  // registers, so that a kept weight loads its place, its value and V vectors of delta, which serve both.
+  template <int V, bool kHasBelow>
+  static void column_pass(const Layer& layer, const float* x, float* delta_below, int64_t at, bool is_first,
+                          float* gradient) {
     const int32_t *row = layer.row.data(), *column = layer.column.data();
-    const float *delta = layer.delta.data(), *factor = layer.factor.data();
-    float *trained = layer.trained(), *state = layer.state.data();
-    const bool has_factor = layer.has_factor, is_edge_popup = layer.is_edge_popup;
-    for (int64_t k = share.member * W; k < n; k += share.size * W) {
-      Vector g = sparse_dots<Vector, kVectors>(row + k, column + k, W, delta, x, 1, static_cast<int>(count));
-      if (has_factor) g = trained_gradient(g, factor + k, is_edge_popup, trained + k);
-      updater.apply(trained + k, state + 2 * k, g);
+    const uint8_t* column_ends = layer.column_ends.data();
+    const float *delta = layer.delta.data() + at, *weight = layer.weight.data();
+    const int64_t n = layer.n_stored();
+    x += at, delta_below += kHasBelow ? at : 0;
+    Vector input[V], sum[V];
+    auto start_column = [&](int64_t k) {
+      for (int v = 0; v < V; ++v) input[v] = Vector::load(x + column[k] + v * W), sum[v] = Vector::zero();
+    };
+    start_column(0);
+    for (int64_t k = 0; k < n; k += W) {
+      uint32_t ends = 0;
+      std::memcpy(&ends, column_ends + k / 8, W / 8);
+      const Vector dots = horizontal_sums<Vector>([&](int j) __attribute__((always_inline)) {
+        const float* d = delta + row[k + j];
+        const Vector w = Vector::broadcast(weight[k + j]);
+        Vector dot = Vector::load(d) * input[0];
+        for (int v = 1; v < V; ++v) dot = fma(Vector::load(d + v * W), input[v], dot);
+        for (int v = 0; v < V && kHasBelow; ++v) sum[v] = fma(w, Vector::load(d + v * W), sum[v]);
+        if (ends >> j & 1) {
+          for (int v = 0; v < V && kHasBelow; ++v) {
+            select(input[v] > Vector::zero(), sum[v], Vector::zero()).store(delta_below + column[k + j] + v * W);
+          }
+          start_column(k + j + 1);
+        }
+        return dot;
+      });
+      (is_first ? dots : Vector::load(gradient + k) + dots).store(gradient + k);
     }
   }
 
-  template <typename Updater>
+  // kVectors: those of the batch where they are known, or 0.
+  template <int kVectors, typename Updater>
   [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t stride, int64_t count, Share share,
                                                  const Updater& updater) {
-    const int64_t n = layer.n_live;
     const int32_t* live = layer.live.data();
-    const float *delta = layer.delta.data(), *factor = layer.bias_factor.data();
-    float *trained = layer.bias_trained(), *state = layer.bias_state.data();
-    for (int64_t k = share.member * W; k < n; k += share.size * W) {
-      Vector acc[W];
-      for (int j = 0; j < W; ++j) {
-        // behind the last bias the last one again: those lanes are padding
-        const float* of_neuron = delta + live[std::min(k + j, n - 1)] * stride;
-        acc[j] = Vector::load(of_neuron);
-        for (int64_t v = 1; v < count; ++v) acc[j] = acc[j] + Vector::load(of_neuron + v * W);
-      }
-      const Vector g = trained_gradient(horizontal_sums(acc), factor + k, layer.is_edge_popup, trained + k);
-      updater.apply(trained + k, state + 2 * k, g);
+    const float* delta = layer.delta.data();
+    const Trained trained = layer.bias_trained();
+    for (int64_t k = share.member * W; k < layer.n_live; k += share.size * W) {
+      const Vector g = horizontal_sums<Vector>([&](int j) __attribute__((always_inline)) {
+        const float* of_neuron = delta + live[k + j] * stride;
+        Vector sum = Vector::load(of_neuron);
+        for (int64_t v = 1; v < (kVectors > 0 ? kVectors : count); ++v) sum = sum + Vector::load(of_neuron + v * W);
+        return sum;
+      });
+      float* value = trained.value + k;
+      updater.apply(value, trained.state + 2 * k, trained_gradient(g, trained.factor + k, trained.is_edge_popup, value));
     }
   }
 
   static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
-    constexpr uint32_t kBlock = 256;
+    constexpr uint32_t kBlock = 2048;
     for (uint32_t at = 0; at < shuffle.n; at += kBlock) {
       uint32_t index[kBlock], slot[kBlock];
       uint32_t n_walking = shuffle.n - at < kBlock ? shuffle.n - at : kBlock;

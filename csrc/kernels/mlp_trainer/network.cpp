@@ -8,6 +8,21 @@
 namespace pns {
 namespace {
 
+// The kept weights of every row, as indices of their inputs. No branch asks what is kept: it could not be foreseen.
+void list_kept(Layer& layer, const uint8_t* mask) {
+  layer.row_begin.resize(layer.n_out + 1), layer.row_column.resize(layer.n_out * layer.n_in + 1);
+  int64_t k = 0;
+  for (int64_t o = 0; o < layer.n_out; ++o) {
+    layer.row_begin[o] = k;
+    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
+    for (int64_t i = 0; i < layer.n_in; ++i) {
+      layer.row_column[k] = static_cast<int32_t>(i);
+      k += line[i] != 0;
+    }
+  }
+  layer.row_begin[layer.n_out] = layer.n_entries = k;
+}
+
 // Parameters that can neither change nor matter: their neuron has no path to an output, or their input is always zero.
 // Their gradient is zero for ever; without weight decay the optimiser leaves them bitwise as they are, so the compressed
 // layout leaves them out. A collapsed network costs next to nothing.
@@ -24,73 +39,80 @@ struct Liveness {
     for (size_t l = layers.size() - 1; l > 0; --l) {
       auto& below = reaches_output[l - 1];
       std::fill(below.begin(), below.end(), uint8_t{0});
-      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { below[i] |= reaches_output[l][o]; });
+      for_each_kept(layers[l], [&](int64_t o, int64_t i) { below[i] |= reaches_output[l][o]; });
     }
     for (size_t l = 0; l + 1 < layers.size(); ++l) {
       auto& above = can_be_nonzero[l + 1];
       std::copy_n(mask + layers[l].bias_at, layers[l].n_out, above.begin());
-      for_each_kept(layers[l], mask, [&](int64_t o, int64_t i) { above[o] |= can_be_nonzero[l][i]; });
+      for_each_kept(layers[l], [&](int64_t o, int64_t i) { above[o] |= can_be_nonzero[l][i]; });
     }
   }
 
   template <typename F>
-  static void for_each_kept(const Layer& layer, const uint8_t* mask, F&& f) {
+  static void for_each_kept(const Layer& layer, F&& f) {
     for (int64_t o = 0; o < layer.n_out; ++o) {
-      const uint8_t* row = mask + layer.weight_at + o * layer.n_in;
-      for (int64_t i = 0; i < layer.n_in; ++i) {
-        if (row[i]) f(o, i);
-      }
+      for (int64_t k = layer.row_begin[o]; k < layer.row_begin[o + 1]; ++k) f(o, layer.row_column[k]);
     }
   }
 };
 
-void fill_compressed(Layer& layer, const uint8_t* mask, const std::vector<uint8_t>& reaches_output,
-                     const std::vector<uint8_t>& can_be_nonzero, int64_t batch_stride) {
-  const int64_t capacity = padded(layer.n_out * layer.n_in);
-  layer.begin.resize(layer.n_out + 1), layer.live.resize(layer.n_out);
+// Drops the rows and entries that do not matter from the lists of kept ones.
+void drop_dead(Layer& layer, const std::vector<uint8_t>& reaches_output, const std::vector<uint8_t>& can_be_nonzero) {
+  layer.live.resize(padded(layer.n_out));
   layer.n_live = 0;
-  layer.row.resize(capacity), layer.column.resize(capacity);
-  layer.column_begin.assign_zero(layer.n_in + 1);
-  int64_t k = 0;
+  int64_t to = 0, k = 0;
   for (int64_t o = 0; o < layer.n_out; ++o) {
-    if (!reaches_output[o]) continue;
-    layer.begin[layer.n_live] = k;
-    layer.live[layer.n_live++] = static_cast<int32_t>(o);
-    const uint8_t* line = mask + layer.weight_at + o * layer.n_in;
-    for (int64_t i = 0; i < layer.n_in; ++i) {
-      if (!line[i] || !can_be_nonzero[i]) continue;
-      layer.row[k] = static_cast<int32_t>(o * batch_stride);
-      layer.column[k] = static_cast<int32_t>(i * batch_stride);
-      ++layer.column_begin[i + 1];
-      ++k;
+    const int64_t end = layer.row_begin[o + 1];
+    if (reaches_output[o]) {
+      layer.row_begin[layer.n_live] = to;
+      layer.live[layer.n_live++] = static_cast<int32_t>(o);
+      for (; k < end; ++k) {
+        const int32_t i = layer.row_column[k];
+        layer.row_column[to] = i;
+        to += can_be_nonzero[i];
+      }
+    }
+    k = end;
+  }
+  layer.row_begin[layer.n_live] = layer.n_entries = to;
+}
+
+// The order by columns, from that by rows, whose indices become places.
+void fill_columns(Layer& layer, int64_t batch_stride) {
+  const int64_t n = layer.n_entries, n_stored = padded(n);
+  layer.row.assign_zero(n_stored), layer.column.assign_zero(n_stored + 1);
+  layer.flat.resize(n), layer.row_entry.resize(n);
+  layer.column_ends.assign_zero(n_stored / 8);
+  std::vector<int64_t> at(layer.n_in + 1);  // where the next entry of each column goes
+  for (int64_t k = 0; k < n; ++k) ++at[layer.row_column[k] + 1];
+  for (int64_t i = 0; i < layer.n_in; ++i) at[i + 1] += at[i];
+  for (int64_t r = 0; r < layer.n_live; ++r) {
+    const int64_t o = layer.live[r];
+    for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
+      const int64_t i = layer.row_column[k], to = at[i]++;
+      layer.row[to] = static_cast<int32_t>(o * batch_stride);
+      layer.column[to] = layer.row_column[k] = static_cast<int32_t>(i * batch_stride);
+      layer.flat[to] = static_cast<int32_t>(o * layer.n_in + i);
+      layer.row_entry[k] = static_cast<int32_t>(to);
     }
   }
-  layer.begin[layer.n_live] = layer.n_entries = k;
-  for (int64_t j = k; j < padded(k); ++j) layer.row[j] = layer.column[j] = 0;
-
-  for (int64_t i = 0; i < layer.n_in; ++i) layer.column_begin[i + 1] += layer.column_begin[i];
-  std::vector<int64_t> at(layer.column_begin.data(), layer.column_begin.data() + layer.n_in);
-  layer.column_row.resize(k), layer.column_entry.resize(k);
-  for (int64_t j = 0; j < k; ++j) {
-    const int64_t to = at[layer.column[j] / batch_stride]++;
-    layer.column_row[to] = layer.row[j];
-    layer.column_entry[to] = static_cast<int32_t>(j);
+  for (int64_t k = 0; k < n; ++k) {
+    const bool is_last = k + 1 == n || layer.column[k + 1] != layer.column[k];
+    layer.column_ends[k / 8] |= static_cast<uint8_t>(is_last << k % 8);
   }
 }
 
-void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores, int64_t batch_stride) {
+void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
   layer.has_factor = layer.is_edge_popup || (layer.is_dense && layer.n_entries < layer.n_out * layer.n_in);
   layer.weight.assign_zero(n), layer.state.assign_zero(2 * n);
   layer.factor.assign_zero(layer.has_factor ? n : 0), layer.score.assign_zero(scores != nullptr ? n : 0);
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t at = layer.flat_position(k, batch_stride);
-    if (at < 0) continue;
+  layer.for_each_stored([&](int64_t k, int64_t at) {
     layer.weight[k] = mask[at] ? parameters[at] : 0;
     if (scores != nullptr) layer.score[k] = scores[at];
     if (layer.has_factor) layer.factor[k] = scores != nullptr ? parameters[at] : mask[at];
-  }
+  });
   layer.bias.assign_zero(n_bias), layer.bias_factor.assign_zero(n_bias);
   layer.bias_state.assign_zero(2 * n_bias), layer.bias_score.assign_zero(n_bias);
   for (int64_t k = 0; k < layer.n_live; ++k) {
@@ -102,11 +124,6 @@ void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, con
 }
 
 }  // namespace
-
-int64_t Layer::flat_position(int64_t k, int64_t batch_stride) const {
-  if (is_dense) return k % row_stride < n_in ? weight_at + k / row_stride * n_in + k % row_stride : -1;
-  return k < n_entries ? weight_at + row[k] / batch_stride * n_in + column[k] / batch_stride : -1;
-}
 
 int32_t ScorePart::key(float score) {
   int32_t bits;
@@ -121,13 +138,13 @@ bool ScorePart::finish(int64_t n_missing, int32_t above_all) {
   threshold = above_all, last_tie = -1;
   if (n_missing > 0) {
     const auto worst = candidates.begin() + n_missing - 1;
-    std::nth_element(candidates.begin(), worst, candidates.end(), [](const Candidate& a, const Candidate& b) {
-      return a.key != b.key ? a.key > b.key : a.position < b.position;
+    std::nth_element(candidates.begin(), worst, candidates.end(), [this](const Candidate& a, const Candidate& b) {
+      return a.key != b.key ? a.key > b.key : flat(a.position) < flat(b.position);
     });
     for (auto chosen = candidates.begin(); chosen <= worst; ++chosen) {
       in_force[chosen->position] = frozen[chosen->position];
     }
-    threshold = worst->key, last_tie = worst->position;
+    threshold = worst->key, last_tie = flat(worst->position);
   }
   // The threshold's next move is likely no more than some of its last ones; 1024 steps of a float are 0.01%.
   constexpr int64_t kLeast = 1024;
@@ -139,9 +156,9 @@ bool ScorePart::finish(int64_t n_missing, int32_t above_all) {
 void ScorePart::write_mask(uint8_t* mask) const {
   for (int64_t r = 0; r < n_rows; ++r) {
     for (int64_t c = 0; c < n_columns; ++c) {
-      const int64_t at = r * stride + c;
+      const int64_t at = r * stride + c, to = flat(at);
       const int32_t k = key(score[at]);
-      mask[r * n_columns + c] = k > threshold || (k == threshold && at <= last_tie);
+      mask[to] = k > threshold || (k == threshold && to <= last_tie);
     }
   }
 }
@@ -150,7 +167,9 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   layers.resize(p.n_layers);
   n_inputs = p.widths[0];
   batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
-  int64_t at = 0, widest = 0, n_multiplied = 0;
+  // Rows a large power of two apart would share a few sets of the first cache.
+  if (batch_stride % 256 == 0) batch_stride += kMaxLanes;
+  int64_t at = 0, widest = 0, n_multiplied = 0, most_stored = 0;
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
     layer.n_in = p.widths[l], layer.n_out = p.widths[l + 1];
@@ -164,40 +183,50 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   // Edge-popup moves every score: all its weights count as kept.
   const std::vector<uint8_t> all(scores != nullptr ? at : 0, 1);
   const uint8_t* mask = scores != nullptr ? all.data() : p.mask + i * at;
+  for (Layer& layer : layers) list_kept(layer, mask);
   const Liveness live(layers, mask, scores != nullptr || p.weight_decay != 0);
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
-    fill_compressed(layer, mask, live.reaches_output[l], live.can_be_nonzero[l], batch_stride);
-    // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work.
+    drop_dead(layer, live.reaches_output[l], live.can_be_nonzero[l]);
+    // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work. What it does once an input, as
+    // transposing it, is some four rows' work.
     layer.is_dense = allow_dense && layer.n_entries > 0 &&
-                     layer.n_entries >= p.dense_from * layer.n_out * layer.row_stride;
+                     layer.n_entries >= p.dense_from * (layer.n_out + 4) * layer.row_stride;
     if (layer.is_dense) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
+    } else {
+      fill_columns(layer, batch_stride);
     }
+    most_stored = std::max(most_stored, layer.is_dense ? 0 : layer.n_stored());
     n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
-    fill_values(layer, parameters, mask, scores, batch_stride);
+    const int32_t last = layer.n_live > 0 ? layer.live[layer.n_live - 1] : 0;
+    std::fill(layer.live.data() + layer.n_live, layer.live.data() + padded(layer.n_live), last);
+    fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
   score_parts.clear();
   for (Layer& layer : layers) {
     if (scores == nullptr) break;
-    // Every score is stored, row by row. Rows without padding are one row: only a part's last vector is not full.
+    // Every score is stored. What has no padding is one row: only a part's last vector is not full.
     if (layer.is_dense) {
       score_parts.push_back({layer.n_out, layer.n_in, layer.row_stride, layer.score.data(), layer.factor.data(),
-                             layer.weight.data()});
+                             layer.weight.data(), 0});
     } else {
       const int64_t n = layer.n_out * layer.n_in;
-      score_parts.push_back({1, n, n, layer.score.data(), layer.factor.data(), layer.weight.data()});
+      score_parts.push_back({1, n, n, layer.score.data(), layer.factor.data(), layer.weight.data(), layer.n_out});
     }
     score_parts.push_back({1, layer.n_out, layer.n_out, layer.bias_score.data(), layer.bias_factor.data(),
-                           layer.bias.data()});
+                           layer.bias.data(), 0});
   }
   // A selection then never allocates, so that it cannot fail on a thread of the team.
   for (ScorePart& part : score_parts) part.candidates.reserve(part.n_rows * part.n_columns);
   input.assign_zero(n_inputs * batch_stride);
-  scratch.assign_zero(team.size() * batch_stride * widest);
+  scratch.assign_zero(team.size() * (batch_stride + kGradientRows) * widest);
   together = n_multiplied * batch_stride >= kSharedFrom;
+  const int64_t n_tiles = batch_stride / (4 * kMinLanes) + 2;  // four vectors each, and what is left: at most
+  tiles_apart = together && team.size() > 1 && n_tiles * most_stored <= kTilesApartUpTo;
+  for (auto& gradient : sparse_gradient) gradient.resize(tiles_apart ? n_tiles * most_stored : most_stored);
   label.assign_zero(batch_stride);
   target.assign_zero(layers.back().n_out * batch_stride);
 }
@@ -206,11 +235,11 @@ void Network::store(float* flat) const {
   for (const Layer& layer : layers) {
     const float* weight = layer.is_edge_popup ? layer.score.data() : layer.weight.data();
     const float* bias = layer.is_edge_popup ? layer.bias_score.data() : layer.bias.data();
-    for (int64_t k = 0; k < layer.n_stored(); ++k) {
-      const int64_t at = layer.flat_position(k, batch_stride);
-      // Pruned entries of a dense layer keep what the caller put there.
-      if (at >= 0 && (layer.is_edge_popup || !layer.has_factor || layer.factor[k] != 0)) flat[at] = weight[k];
-    }
+    // Pruned entries of a dense layer keep what the caller put there.
+    const bool is_all_ours = layer.is_edge_popup || !layer.has_factor;
+    layer.for_each_stored([&](int64_t k, int64_t at) {
+      if (is_all_ours || layer.factor[k] != 0) flat[at] = weight[k];
+    });
     for (int64_t k = 0; k < layer.n_live; ++k) {
       if (layer.is_edge_popup || layer.bias_factor[k] != 0) flat[layer.bias_at + layer.live[k]] = bias[k];
     }

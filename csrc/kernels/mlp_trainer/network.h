@@ -14,14 +14,29 @@
 
 namespace pns {
 
-constexpr int64_t kMaxLanes = 16;  // rows, batches and entry lists are padded to whole AVX-512 vectors
+constexpr int64_t kMinLanes = 8, kMaxLanes = 16;  // AVX2, AVX-512; rows, batches and entry lists are padded to the latter
 
 // Weights times batch from which several threads share the steps of one network. Below, what a step computes is less
 // than what the cores must fetch from each other. Measured on 2 cores: 3 layers of 300, batch 64 (12M) no gain, batch 128
-// 1.4x; 3 of 1000, density 0.1, batch 512 1.35x; 3 of 100, batch 32 (0.7M) would take 1.6 times as long.
+// 1.55x; 3 of 1000, density 0.1, batch 128 1.4x, batch 512 1.4x.
 constexpr int64_t kSharedFrom = 12'000'000;
 
+// Floats up to which every tile of a batch has its own gradients (32 MiB); with more, one thread makes them tile by tile.
+constexpr int64_t kTilesApartUpTo = int64_t{1} << 23;
+
+// Rows of a dense layer whose gradients are made before they are updated.
+constexpr int64_t kGradientRows = 6;
+
 inline int64_t padded(int64_t n) { return (n + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
+
+// What the optimiser moves, weights or biases: the values themselves, or edge-popup's scores. factor multiplies the
+// gradient: the mask, the frozen parameter (edge-popup), or null: all are kept. state: two numbers a value, whose order is
+// the step functions' own.
+struct Trained {
+  float *value, *state;
+  const float* factor;
+  bool is_edge_popup;
+};
 
 struct Layer {
   int64_t n_in = 0, n_out = 0;
@@ -29,33 +44,43 @@ struct Layer {
   bool is_dense = false;
 
   // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
-  // a dense layer. begin, bias and the bias's companions are in the order of this list.
+  // a dense layer. row_begin, bias and the bias's companions are in the order of this list.
   int64_t n_live = 0;
-  AlignedBuffer<int32_t> live;                    // [n_live]
+  AlignedBuffer<int32_t> live;                    // [padded(n_live)], padded with the last one
 
-  // Compressed: kept weights in row order, and for the input gradient their places in column order. row, column and
-  // column_row say where the neuron's activations begin: index * batch_stride.
+  // Compressed: kept weights by columns, as the gradients go through them, and in row order which ones a row has. row
+  // and column say where the neuron's activations begin: index * batch_stride.
   int64_t n_entries = 0;
-  AlignedBuffer<int64_t> begin, column_begin;     // [n_live + 1], [n_in + 1]
-  AlignedBuffer<int32_t> row, column;             // [padded entries]
-  AlignedBuffer<int32_t> column_row, column_entry;
+  AlignedBuffer<int32_t> row, column;            // [padded entries], [padded entries + 1]
+  AlignedBuffer<uint8_t> column_ends;            // bit k % 8 of byte k / 8: entry k is the last of its column
+  AlignedBuffer<int32_t> flat;                   // [entries], positions among the layer's weights in the flat layout
+  AlignedBuffer<int64_t> row_begin;              // [n_live + 1]
+  AlignedBuffer<int32_t> row_entry, row_column;  // [entries], in row order
   // Dense: rows of row_stride = padded(n_in).
   int64_t row_stride = 0;
 
-  // weight is what the products read. The optimiser moves `trained`: the weight itself, or edge-popup's scores. factor
-  // multiplies the gradient: the mask (dense, where not all are kept), or the frozen parameter (edge-popup). state: two
-  // numbers a parameter, whose order is the step functions' own.
+  // weight and bias are what the products read.
   AlignedBuffer<float> weight, score, factor, state;
   AlignedBuffer<float> bias, bias_score, bias_factor, bias_state;  // [padded(n_live)]
   bool has_factor = false, is_edge_popup = false;
-  float* trained() { return is_edge_popup ? score.data() : weight.data(); }
-  float* bias_trained() { return is_edge_popup ? bias_score.data() : bias.data(); }
+  Trained trained() {
+    return {is_edge_popup ? score.data() : weight.data(), state.data(), has_factor ? factor.data() : nullptr, is_edge_popup};
+  }
+  Trained bias_trained() {
+    return {is_edge_popup ? bias_score.data() : bias.data(), bias_state.data(), bias_factor.data(), is_edge_popup};
+  }
 
   AlignedBuffer<float> output, delta;  // [n_out][batch_stride]
 
   int64_t n_stored() const { return is_dense ? n_out * row_stride : padded(n_entries); }
-  // Position of stored weight k in the flat layout; below weight_at for padding.
-  int64_t flat_position(int64_t k, int64_t batch_stride) const;
+  // f(k, at): stored weight k lies at `at` in the flat layout.
+  template <typename F>
+  void for_each_stored(F&& f) const {
+    for (int64_t o = 0; is_dense && o < n_out; ++o) {
+      for (int64_t i = 0; i < n_in; ++i) f(o * row_stride + i, weight_at + o * n_in + i);
+    }
+    for (int64_t k = 0; !is_dense && k < n_entries; ++k) f(k, weight_at + flat[k]);
+  }
 };
 
 // Scores that compete with each other in edge-popup: the weights or the biases of a layer, [n_rows][stride].
@@ -63,11 +88,18 @@ struct ScorePart {
   int64_t n_rows, n_columns, stride;
   const float *score, *frozen;
   float* in_force;
+  int64_t n_outputs;  // of a layer whose weights are stored by columns; 0: by rows
+
+  // Where the score at a position is among the part's scores in the flat layout; of ties the first there wins.
+  int64_t flat(int64_t position) const {
+    if (n_outputs > 0) return position % n_outputs * (n_columns / n_outputs) + position / n_outputs;
+    return position / stride * n_columns + position % stride;
+  }
 
   // |score| as an integer of the same order; a NaN ranks lowest, so that a score that diverged is the first to go.
   static int32_t key(float score);
 
-  // In force are the keys above the threshold, and of those that equal it the ones up to position last_tie.
+  // In force are the keys above the threshold, and of those that equal it the ones up to last_tie in the flat layout.
   int32_t threshold = 0;
   int64_t last_tie = -1;
   // How far on either side of the threshold the next one is looked for.
@@ -90,7 +122,15 @@ struct Network {
   std::vector<ScorePart> score_parts;  // edge-popup: weights and biases of each layer
   int64_t n_inputs = 0, batch_stride = 0;
   AlignedBuffer<float> input;        // [n_0][batch_stride]
-  AlignedBuffer<float> scratch;      // [members][batch_stride][widest padded(n_in)], inputs transposed (dense gradient)
+  // Of dense gradients, a member's: inputs transposed [batch_stride][widest], and rows of the gradient.
+  AlignedBuffer<float> scratch;      // [members][batch_stride + kGradientRows][widest], the widest padded(n_in)
+  // Of a compressed layer [n_stored]: each tile of a batch is added to the ones before; or, where threads make several at a
+  // time, each lies in its own place, to be added in that order. Two, since one layer's is made while another's is used.
+  AlignedBuffer<float> sparse_gradient[2];
+  bool tiles_apart = false;
+  float* tile_gradient(size_t l, int tile) {
+    return sparse_gradient[l % 2].data() + (tiles_apart ? tile * layers[l].n_stored() : 0);
+  }
   AlignedBuffer<int32_t> label;      // [batch_stride]
   AlignedBuffer<float> target;       // [n_L][batch_stride]
 
@@ -102,6 +142,10 @@ struct Network {
     team.run(together, f);
   }
   float* transposed(int member) { return scratch.data() + member * (scratch.size() / team.size()); }
+  float* gradient(int member) {
+    const int64_t n_rows = batch_stride + kGradientRows;
+    return transposed(member) + scratch.size() / team.size() / n_rows * batch_stride;
+  }
 
   explicit Network(int n_threads) : team(n_threads) {}
   // Takes over network i of the call.

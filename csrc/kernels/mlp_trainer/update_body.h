@@ -54,5 +54,18 @@ struct Updater {
   }
 };
 
+// The update of values [k, end) from the gradients of the parameters in force, g[0] that of value k. They come in runs,
+// with nothing in between: an update is a chain of some 80 cycles, of which the processor then overlaps several. Measured
+// on a Zen 5: 7.3 cycles a vector; 12 to 14 behind the sums that each vector's gradient is made of.
+template <int W, typename Updater>
+inline void update_run(const Trained& trained, int64_t k, int64_t end, const float* g, const Updater& updater) {
+  const auto [value, state, factor, is_edge_popup] = trained;
+  for (; k < end; k += W, g += W) {
+    Vec<float, W> gradient = Vec<float, W>::load(g);
+    if (factor != nullptr) gradient = trained_gradient(gradient, factor + k, is_edge_popup, value + k);
+    updater.apply(value + k, state + 2 * k, gradient);
+  }
+}
+
 }  // namespace
 }  // namespace pns
