@@ -37,10 +37,10 @@ def is_plain_call(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) 
     """Whether these are one network's, plain, and fit."""
     return (
         not is_transformed()  # first: under torch.compile what follows cannot be traced
+        and is_plain(x)
         and not has_mode()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
-        and is_plain(x)
         and is_plain(weight)
         and is_plain(mask)
         and mask.dtype is torch.bool
