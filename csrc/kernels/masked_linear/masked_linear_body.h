@@ -135,7 +135,8 @@ template <typename T, int W, int V, bool kIsWhole>
   return horizontal_sums(sum);
 }
 
-// Where rows have entries enough: the W sums stay in registers, half the time of sums that wait in memory.
+// Where rows have entries enough: the W sums stay in registers. That takes two thirds of what sums that wait in memory
+// take, at densities of 0.1 and 0.2.
 template <typename T, int W, int V>
 void outer_by_rows(const SparsePanel<T>& a, const T* grad, const T* x, T* dots, bool is_first) {
   using Vector = Vec<T, W>;
