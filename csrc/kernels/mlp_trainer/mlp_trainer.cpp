@@ -2,12 +2,13 @@
 // networks among threads.
 #include "kernels/mlp_trainer/mlp_trainer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <future>
 #include <limits>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "core/flush_denormals.h"
@@ -343,6 +344,39 @@ class NetworkTrainer {
   double beta1_power_ = 1, beta2_power_ = 1;  // to the number of updates
 };
 
+// Whether to stop. The calling thread asks between its steps, since Python's signals arrive there, and while it waits for
+// the others; the others see the answer.
+class Interruption {
+ public:
+  Interruption(const MlpTrainerParams& p, int64_t n_weights)
+      : p_(p), each_(std::clamp<int64_t>(kWorkBetween / std::max<int64_t>(1, n_weights * p.batch_size), 1, 256)) {}
+
+  bool is_seen() const { return is_seen_.load(std::memory_order_relaxed); }
+  void stop() { is_seen_ = true; }
+
+  // By the calling thread, between steps. The clock, which takes a tenth of a small step, is read in every each_-th.
+  bool look(int64_t n_done) { return ++n_calls_ % each_ == 0 ? ask(n_done) : is_seen(); }
+
+  bool ask(int64_t n_done) {
+    if (is_seen() || !p_.should_stop) return is_seen();
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < kBetweenLooks) return false;
+    last_ = now;
+    if (p_.should_stop(n_done)) stop();
+    return is_seen();
+  }
+
+ private:
+  static constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
+  static constexpr int64_t kWorkBetween = 20'000'000;  // multiply-adds: about a millisecond at most
+
+  const MlpTrainerParams& p_;
+  const int64_t each_;
+  int64_t n_calls_ = 0;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+  std::atomic<bool> is_seen_{false};
+};
+
 }  // namespace
 
 bool mlp_trainer(const MlpTrainerParams& p) {
@@ -355,22 +389,27 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   const int team_size = may_share ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step, team_size));
-  std::atomic<bool> is_stopped{false};
-  std::atomic<int64_t> n_done{0};
-  auto stop = [&] { return is_stopped.load(std::memory_order_relaxed); };
-  // The calling thread only asks (Python's signals arrive there), so that the answer never waits for a long step.
-  std::future<void> work = std::async(std::launch::async, [&] {
-    parallel_items(p.n_networks, n_threads, [&](int64_t i, int worker) {
-      const FlushDenormals flush;
-      if (!stop()) trainers[worker]->train(i, stop, &n_done);
-    });
+  Interruption interruption(p, n_weights);
+  std::atomic<int64_t> n_done{0}, next{0};
+  std::atomic<int> n_working{0};
+  parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
+    const FlushDenormals flush;
+    auto stop = [&] { return worker == 0 ? interruption.look(n_done) : interruption.is_seen(); };
+    ++n_working;
+    try {
+      for (int64_t i = next++; i < p.n_networks && !stop(); i = next++) trainers[worker]->train(i, stop, &n_done);
+    } catch (...) {
+      interruption.stop();
+      --n_working;
+      throw;
+    }
+    --n_working;
+    while (worker == 0 && n_working > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      interruption.ask(n_done);
+    }
   });
-  constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
-  while (work.wait_for(kBetweenLooks) != std::future_status::ready) {
-    if (!is_stopped && p.should_stop && p.should_stop(n_done)) is_stopped = true;
-  }
-  work.get();
-  return !is_stopped;
+  return !interruption.is_seen();
 }
 
 void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_t* order) {

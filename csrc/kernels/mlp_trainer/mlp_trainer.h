@@ -66,8 +66,8 @@ struct MlpTrainerParams {
   double* test_loss;          // [N, epochs + 1]; column 0 is before training
   double* metric;             // [N, epochs + 1]: accuracy, or mean squared error after the best factor per output
   int n_threads;
-  // Called every 50 ms on the calling thread with the epochs finished over all networks (those that a stopped network
-  // skips included); true stops the call (the output is then incomplete).
+  // Called every 50 ms, or after a step that takes longer, on the calling thread with the epochs finished over all
+  // networks (those that a stopped network skips included); true stops the call (the output is then incomplete).
   std::function<bool(int64_t)> should_stop;
 };
 
