@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.masked_conv2d import masked_layer
+from ..ops.masked_linear import kept_bias
 from .masked_layer import HALVES, MaskedLayer
 
 Size = int | tuple[int, int]
@@ -35,7 +36,7 @@ def conv2d(
     """``layer`` with ``weight * mask`` and ``bias * bias_mask``, and what follows it: the native op, or a dense
     convolution for weights in half precision, which it does not take."""
     if layer.weight.dtype in HALVES:
-        bias = bias if bias_mask is None else torch.where(bias_mask, bias, 0)
+        bias = kept_bias(bias, bias_mask)
         y = F.conv2d(input, layer.weight * mask, bias, layer.stride, layer.padding, layer.dilation)
         y = F.relu(y) if relu else y
         return F.max_pool2d(y, max_pool) if max_pool > 1 else y

@@ -69,9 +69,6 @@ class MaskedLayer:
         become_plain(layer)
         return layer
 
-    def _masked_bias(self) -> Tensor | None:
-        return None if self.bias is None else torch.where(self.bias_mask, self.bias, 0)
-
     def extra_repr(self) -> str:
         if self.weight.is_meta:  # no values to count
             return super().extra_repr()

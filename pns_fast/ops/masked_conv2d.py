@@ -24,6 +24,7 @@ from ._masked_conv import (
     takes_tail,
 )
 from ._masked_plain import is_plain, is_watched
+from .masked_linear import kept_bias
 
 library.define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None, int[2] stride=1, int[2] padding=0, "
@@ -175,14 +176,10 @@ def _tail_gradients(grad, x, weight, mask, bias, bias_mask, geometry, relu, wind
     """By torch's own ReLU and pooling, differentiable again."""
     is_differentiated = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = _tail(_conv(x, weight, mask, None, _kept(bias, bias_mask), *geometry), relu, window)
+        y = _tail(_conv(x, weight, mask, None, kept_bias(bias, bias_mask), *geometry), relu, window)
         inputs = [t for t, w in zip((x, weight, bias), wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, inputs, grad, create_graph=is_differentiated))
     return [next(found) if w else None for w in wanted]
-
-
-def _kept(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    return bias if bias is None or mask is None else torch.where(mask, bias, 0)
 
 
 def _tail(y: Tensor, relu: bool, window: int) -> Tensor:
@@ -268,7 +265,7 @@ def _differentiable(x, weight, mask, bias, bias_mask, geometry, relu: bool, max_
             if not has_backward:
                 return found[0]
             return _EagerTail.apply(x, weight, mask, bias, bias_mask, layout, geometry, relu, max_pool, found)
-    bias = _kept(bias, bias_mask)
+    bias = kept_bias(bias, bias_mask)
     check_conv(x, weight, mask, bias, *geometry, window=max_pool)
     return _tail(_convolved(x, weight, mask, bias, geometry), relu, max_pool)
 
