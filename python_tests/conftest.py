@@ -31,6 +31,10 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)  # no test depends on those before it
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         item.user_properties.append(_GPU)

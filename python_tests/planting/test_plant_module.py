@@ -100,7 +100,7 @@ def test_exact(name, density, factor):
 
 
 def test_what_is_no_part_of_the_ticket_stays():
-    target, mother = sparse(plain(4), 3, 0.2), plain(12)
+    target, mother = sparse(plain(4), 3, 0.2), sparse(plain(12), 103, 1.0)
     planted = pns.plant_module(target, mother)
     # the second convolution has a batch norm folded into it, the first has none
     own, there = dict(mother.named_parameters()), dict(planted.module.named_parameters())
