@@ -114,6 +114,17 @@ def test_a_stopped_network_costs_nothing(simd_level, optimizer):
     assert result[3].isnan().all()
 
 
+def test_progress_sees_denormals_though_training_flushes_them():
+    case, smallest, seen = Case((3, 40, 20, 4), n_networks=1, n_datasets=1), [5e-324], []
+
+    def progress(done, total):
+        seen.append((done < total, smallest[0] * 1.0 > 0))
+
+    ops.mlp_trainer(*case.arguments(), **case.options(ADAM, 30_000), progress=progress)
+    assert (True, True) in seen  # in the middle of the call
+    assert all(is_kept for _, is_kept in seen)
+
+
 def test_a_gradient_that_is_not_finite_is_handed_out(simd_level):
     case = make_case("mse")
     p, mask, widths, x, y, _, _, dataset, _ = case.arguments()

@@ -362,6 +362,7 @@ class Interruption {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < kBetweenLooks) return false;
     last_ = now;
+    const DenormalsAs as_before_the_call(denormals_);  // Python runs: a progress callback, a signal's handler
     if (p_.should_stop(n_done)) stop();
     return is_seen();
   }
@@ -372,6 +373,7 @@ class Interruption {
 
   const MlpTrainerParams& p_;
   const int64_t each_;
+  const unsigned denormals_ = DenormalsAs::mode();
   int64_t n_calls_ = 0;
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
   std::atomic<bool> is_seen_{false};
