@@ -120,7 +120,7 @@ def test_progress_sees_denormals_though_training_flushes_them():
     def progress(done, total):
         seen.append((done < total, smallest[0] * 1.0 > 0))
 
-    ops.mlp_trainer(*case.arguments(), **case.options(ADAM, 30_000), progress=progress)
+    ops.mlp_trainer(*case.arguments(), **case.options(ADAM, 100_000), progress=progress)
     assert (True, True) in seen  # in the middle of the call
     assert all(is_kept for _, is_kept in seen)
 
