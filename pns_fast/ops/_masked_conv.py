@@ -16,14 +16,7 @@ from torch import Tensor
 
 from .. import _native
 from . import _memory
-from ._library import (
-    check_same_device,
-    check_same_dtype,
-    check_shape,
-    check_tensor,
-    library,
-    pointer,
-)
+from ._library import check_same_device, check_same_dtype, check_shape, check_tensor, library, pointer
 from ._masked_plain import is_plain, is_watched
 from ._masked_product import dtypes_on
 
