@@ -81,6 +81,24 @@ def test_mask_is_the_first_of_a_stable_sort(simd_level, n, dtype):
             assert np.array_equal(mask.numpy(), first(orders(n, dtype)[name], k)), (name, k)
 
 
+def test_long_scores_however_they_lie(simd_level, set_threads):
+    """From 500,000 scores on the threshold is first looked for in runs of neighbours: some tell nothing, some mislead."""
+    n = 600_001
+    normal = patterns(n, torch.float32)["normal"]
+    piece = torch.arange(n) // 65_536
+    hard = {
+        "layers": normal * 2.0 ** piece.remainder(4),
+        "one_layer_has_all": torch.where(piece == 5, normal.abs() + 10, normal),
+        "every_32nd": torch.where(torch.arange(n) % 32 == 0, normal.abs() + 10, normal),
+        "descending": torch.arange(n, 0, -1).float(),
+    }
+    set_threads(2)
+    for name, scores in {**patterns(n, torch.float32), **hard}.items():
+        order = orders(n, torch.float32)[name] if name not in hard else descending(scores)
+        for k in (1, n // 100, n // 10, n // 2, n):
+            assert np.array_equal(ops.topk_mask(scores, k).numpy(), first(order, k)), (name, k)
+
+
 def test_twin_is_the_first_of_a_stable_sort():
     for name, scores in patterns(257, torch.float32).items():
         for k in counts(257):
@@ -171,7 +189,7 @@ def test_a_list_of_empty_tensors():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("ties", ["index", "legacy"])
 def test_one_and_two_threads_are_bitwise_equal(simd_level, set_threads, dtype, ties):
-    n = 450_001  # above 200,000 a thread: both really run
+    n = 600_001  # above 200,000 a thread: both really run
     scores = patterns(n, dtype)
     for name in ("normal", "few_values", "one_bin", "mostly_zero"):
         pieces = list(scores[name].split([3, 0, 200_000, n - 200_003]))
