@@ -39,6 +39,7 @@ class Contender:
     units: float = 1.0  # units of the task that one call does; below 1 the time is extrapolated
     note: str = ""
     is_ours: bool = False
+    is_ceiling: bool = False  # not a way to do the task but what the machine allows, measured in the same turns
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Result:
     repeats: int = 0
 
     @property
+    def is_peer(self) -> bool:
+        return not (self.contender.is_ours or self.contender.is_ceiling)
+
+    @property
     def rate(self) -> float | None:
         """GB/s or GFLOP/s."""
         work = self.contender.work
@@ -97,13 +102,18 @@ class Row:
     @property
     def strongest(self) -> Result | None:
         """The fastest peer: the one that counts."""
-        peers = [r for r in self.results if not r.contender.is_ours and r.median is not None]
+        peers = [r for r in self.results if r.is_peer and r.median is not None]
         return min(peers, key=lambda r: r.median, default=None)
+
+    @property
+    def ceiling(self) -> float | None:
+        """The rate of the contender that is this row's ceiling, where there is one."""
+        return next((r.rate for r in self.results if r.contender.is_ceiling), None)
 
     def ratio(self, peer: Result) -> float | None:
         """How many times our median goes into the peer's."""
         ours = self.ours.median
-        return None if ours is None or peer.median is None or peer is self.ours else peer.median / ours
+        return None if ours is None or peer.median is None or not peer.is_peer else peer.median / ours
 
 
 def seconds_cpu(run: Callable[[], Any], loops: int) -> float:

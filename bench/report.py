@@ -34,9 +34,9 @@ def ratio_text(ratio: float | None) -> str:
     return "-" if ratio is None else f"{_three_digits(ratio)}x"
 
 
-def _share(result: Result, case: Case, ceilings: Ceilings) -> float | None:
-    """Of the ceiling, in percent."""
-    ceiling = ceilings.of(case.ceiling)
+def _share(result: Result, row: Row, ceilings: Ceilings) -> float | None:
+    """Of the ceiling, in percent: of the row's own, or of the run's."""
+    ceiling = row.ceiling or ceilings.of(row.case.ceiling)
     return None if ceiling is None or result.rate is None else 100 * result.rate / ceiling
 
 
@@ -70,14 +70,14 @@ def print_row(console: Console, row: Row, ceilings: Ceilings) -> None:
     style = {"title_style": "bold cyan" if row.agrees else "bold red", "title_justify": "left"}
     table = _columns(Table(title=title, box=None, show_header=False, pad_edge=False, collapse_padding=True, **style))
     for result in row.results:
-        share, mark = _share(result, row.case, ceilings), "* " if result is row.strongest else "  "
+        share, mark = _share(result, row, ceilings), "* " if result is row.strongest else "  "
         table.add_row(
             mark + result.contender.name,
             time_text(result.median),
             time_text(result.minimum),
             "-" if result.rate is None else _three_digits(result.rate),
             "-" if share is None else f"{share:.0f}%",
-            "" if result.contender.is_ours else ratio_text(row.ratio(result)),
+            ratio_text(row.ratio(result)) if result.is_peer else "",
             _note(result),
             style="bold" if result.contender.is_ours else None if result.median is not None else "dim",
         )
@@ -174,13 +174,14 @@ def _row_dict(row: Row, ceilings: Ceilings) -> dict:
             {
                 "name": r.contender.name,
                 "is_ours": r.contender.is_ours,
+                "is_ceiling": r.contender.is_ceiling,
                 "is_strongest": r is row.strongest,
                 "status": r.status,
                 "median": r.median,
                 "min": r.minimum,
                 "repeats": r.repeats,
                 "rate": r.rate,
-                "percent_of_ceiling": _share(r, row.case, ceilings),
+                "percent_of_ceiling": _share(r, row, ceilings),
                 "ratio": row.ratio(r),
                 "note": r.contender.note,
             }

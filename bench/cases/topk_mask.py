@@ -18,6 +18,7 @@ import torch
 from harness import Case, Contender
 from torch import Tensor
 
+from pns_fast import _cpu as native
 from pns_fast import ops
 
 SIZES = {"full": (10_000, 1_000_000, 10_000_000), "quick": (10_000, 1_000_000)}
@@ -153,7 +154,15 @@ def _mask(job: Job, device: str) -> list[Contender]:
         peer("torch.topk, scatter", peers.mask_by_topk, {}),
         make("numpy.partition, compare", by_partition, note="1 thread" if is_cpu else "CPU only"),
         peer("torch.sort, scatter", peers.mask_by_sort, not_sorted),
+        *([_read(versions[0])] if is_cpu and job.n >= LARGE else []),
     ]
+
+
+def _read(scores: Tensor) -> Contender:
+    """What the memory gives in these turns: on a shared machine that halves and doubles within a minute."""
+    n_bytes = scores.nbytes
+    read = partial(native.read_bandwidth, scores.data_ptr(), n_bytes, torch.get_num_threads())
+    return Contender("one pass that reads them", lambda: (scores, read()), work=n_bytes, is_ceiling=True)
 
 
 def _kth(n: int, device: str) -> list[Contender]:
