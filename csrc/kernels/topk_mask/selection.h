@@ -18,6 +18,7 @@ namespace {
 template <typename T>
 struct Bracket {
   Key<T> lo = -KeyOf<T>::kInfinity, hi = KeyOf<T>::kInfinity;
+  bool counts_ties = true;  // with lo and hi
 };
 
 // Scores that one thread takes at a time, with the part of the lists that belongs to them.
@@ -104,6 +105,10 @@ bool Selection<T>::find(int64_t k, const T* hint, Threshold<T>* threshold) {
   for (int attempt = has_hint ? 0 : 1;; ++attempt) {
     Bracket<T> bracket;
     if (!guess(k, hint, attempt, &bracket) || !pass(bracket)) return false;
+    if (!bracket.counts_ties && (k <= total_.from_hi || k > total_.above_lo)) {
+      bracket.counts_ties = true;
+      if (!pass(bracket)) return false;
+    }
     if (k <= total_.above_hi) {
       known_.lo = bracket.hi;
     } else if (k <= total_.from_hi) {
@@ -188,6 +193,8 @@ bool Selection<T>::sample(int64_t k, int size_bits, Bracket<T>* bracket) const {
   const auto from_top = static_cast<int64_t>(middle - deviation), to_top = static_cast<int64_t>(middle + deviation) + 1;
   if (from_top >= 1) bracket->hi = loops_.select(keys.data(), size, from_top);
   if (to_top <= size) bracket->lo = loops_.select(keys.data(), size, to_top);
+  const auto ties = [&](Key<T> key) { return std::count(keys.begin(), keys.end(), key) > 1; };
+  bracket->counts_ties = ties(bracket->lo) || ties(bracket->hi);
   return true;
 }
 
@@ -216,6 +223,7 @@ bool Selection<T>::scout(int64_t k, Bracket<T>* bracket) const {
   const auto to_top = static_cast<int64_t>(middle + deviation) + 1 - counts.from_hi;
   if (1 <= from_top && from_top <= counts.inside) bracket->hi = scouts.select_inside(from_top);
   if (1 <= to_top && to_top <= counts.inside) bracket->lo = scouts.select_inside(to_top);
+  bracket->counts_ties |= bracket->lo == bracket->hi;
   return true;
 }
 
@@ -235,7 +243,8 @@ bool Selection<T>::pass(Bracket<T> bracket) {
     list.position.resize(longest);
     T* const inside = list.inside.data();
     uint32_t* const position = list.position.data();
-    piece.counts = loops_.split(piece.scores, piece.size, bracket.lo, bracket.hi, piece.mask, inside, position);
+    piece.counts =
+        loops_.split(piece.scores, piece.size, bracket.lo, bracket.hi, bracket.counts_ties, piece.mask, inside, position);
     piece.inside.assign(inside, inside + piece.counts.inside);
     if (piece.mask != nullptr) piece.position.assign(position, position + piece.counts.inside);
   });

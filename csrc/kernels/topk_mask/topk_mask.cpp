@@ -16,16 +16,16 @@ namespace pns {
 namespace {
 
 template <typename T>
-BracketCounts split_baseline(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
-                             uint32_t* position) {
+BracketCounts split_baseline(const T* scores, int64_t n, Key<T> lo, Key<T> hi, bool counts_ties, uint8_t* mask,
+                             T* inside, uint32_t* position) {
   BracketCounts c{};
   for (int64_t i = 0; i < n; ++i) {
     const Key<T> key = score_key(scores[i]);
     c.has_nan |= is_nan_key<T>(key);
-    c.above_hi += key > hi;
+    c.above_hi += counts_ties && key > hi;
     c.from_hi += key >= hi;
     c.above_lo += key > lo;
-    c.from_lo += key >= lo;
+    c.from_lo += counts_ties && key >= lo;
     if (mask != nullptr) mask[i] = key >= hi;
     if (lo < key && key < hi) {
       inside[c.inside] = scores[i];

@@ -12,7 +12,7 @@
 // One pass over the scores (read once, mask written once) compares them with a bracket [lo, hi] of the threshold,
 // guessed from a sample: at hi and above the mask is 1, what lies strictly inside is listed and ranked afterwards, ties
 // with lo and hi are only counted, so that heavy ties, which a sample shows, fill no list. A bracket that misses the
-// threshold costs another pass.
+// threshold costs another pass, and so do ties that the sample did not show.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +59,7 @@ bool kth_largest_rows(const T* scores, int64_t n_rows, int64_t n, int64_t k, int
 
 // How one piece of the scores lies to a bracket; NaN among them spoils the counts, not the lists.
 struct BracketCounts {
-  int64_t above_hi, from_hi, above_lo, from_lo;  // scores > hi, >= hi, > lo, >= lo
+  int64_t above_hi, from_hi, above_lo, from_lo;  // scores > hi, >= hi, > lo, >= lo; the first and last if asked for
   int64_t inside;                                // lo < score < hi: the length of the lists
   bool has_nan;
 };
@@ -70,8 +70,9 @@ template <typename T>
 struct TopkLoops {
   using K = Key<T>;
   // Writes mask[i] = scores[i] >= hi (unless mask is null), and score and position of what lies inside, in order, to
-  // lists with room for n + kListSlack.
-  BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, uint8_t* mask, T* inside, uint32_t* position);
+  // lists with room for n + kListSlack. Counting what ties with a bound takes half of the loop's time.
+  BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, bool counts_ties, uint8_t* mask, T* inside,
+                         uint32_t* position);
   // mask[i] = scores[i] > threshold, or >= with or_equal.
   void (*write)(const T* scores, int64_t n, K threshold, bool or_equal, uint8_t* mask);
   // Keys of n scores; false: one is NaN.

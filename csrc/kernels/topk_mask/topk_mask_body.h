@@ -91,10 +91,10 @@ constexpr int kRegisterBytes = 32;
 #endif
 
 struct BlockBits {
-  uint64_t above_hi, from_hi, above_lo, from_lo, inside;
+  uint64_t above_hi, from_hi, above_lo, from_lo, inside;  // without ties neither above_hi nor from_lo
 };
 
-template <typename T>
+template <bool kTies, typename T>
 [[gnu::always_inline]] inline BlockBits compare_block(const T* scores, Key<T> lo_key, Key<T> hi_key) {
   constexpr int W = kRegisterBytes / sizeof(T);
   using R = Ranked<T, W>;
@@ -104,10 +104,12 @@ template <typename T>
 #pragma GCC unroll 16
   for (int i = 0; i < kBlock; i += W) {
     const auto x = R::load(scores + i);
-    b.above_hi |= above_bits(x, hi) << i;
     b.from_hi |= at_least_bits(x, hi) << i;
     b.above_lo |= above_bits(x, lo) << i;
-    b.from_lo |= at_least_bits(x, lo) << i;
+    if constexpr (kTies) {
+      b.above_hi |= above_bits(x, hi) << i;
+      b.from_lo |= at_least_bits(x, lo) << i;
+    }
     if constexpr (sizeof(T) == 2) {
       is_nan |= above_bits(x, R::bound(KeyOf<T>::kInfinity)) << i;
       is_nan |= above_bits(R::bound(-KeyOf<T>::kInfinity), x) << i;
@@ -138,19 +140,23 @@ inline K larger_magnitude(K largest, K key) {
   return magnitude > largest ? magnitude : largest;
 }
 
-template <typename T>
-BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
-                         uint32_t* position) {
+template <bool kTies, typename T>
+BracketCounts split_blocks(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8_t* mask, T* inside,
+                           uint32_t* position) {
   BracketCounts c{};
   const auto take = [&](const T* block, int64_t at, uint64_t valid, uint8_t* bytes) __attribute__((always_inline)) {
-    const BlockBits b = compare_block(block, lo, hi);
-    c.above_hi += __builtin_popcountll(b.above_hi & valid);
+    const BlockBits b = compare_block<kTies>(block, lo, hi);
     c.from_hi += __builtin_popcountll(b.from_hi & valid);
     c.above_lo += __builtin_popcountll(b.above_lo & valid);
-    c.from_lo += __builtin_popcountll(b.from_lo & valid);
+    if constexpr (kTies) {
+      c.above_hi += __builtin_popcountll(b.above_hi & valid);
+      c.from_lo += __builtin_popcountll(b.from_lo & valid);
+    }
     if (bytes != nullptr) store_bits(b.from_hi, bytes);
-    append(b.inside & valid, block, static_cast<uint32_t>(at), inside + c.inside, position + c.inside);
-    c.inside += __builtin_popcountll(b.inside & valid);
+    if (const uint64_t listed = b.inside & valid; kTies || listed != 0) {  // without ties most blocks list nothing
+      append(listed, block, static_cast<uint32_t>(at), inside + c.inside, position + c.inside);
+      c.inside += __builtin_popcountll(listed);
+    }
   };
   int64_t at = 0;
   for (; at + kBlock <= n; at += kBlock) {
@@ -173,6 +179,13 @@ BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uint8
   }
   c.has_nan = largest > KeyOf<T>::kInfinity;
   return c;
+}
+
+template <typename T>
+BracketCounts split_loop(const T* scores, int64_t n, Key<T> lo, Key<T> hi, bool counts_ties, uint8_t* mask, T* inside,
+                         uint32_t* position) {
+  const auto split = sizeof(T) == 2 || counts_ties ? split_blocks<true, T> : split_blocks<false, T>;
+  return split(scores, n, lo, hi, mask, inside, position);
 }
 
 template <typename T>
