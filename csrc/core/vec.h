@@ -53,22 +53,7 @@ template <typename V> V select(typename V::IntLanes condition, V yes, V no) {
   return V{condition ? yes.v : no.v};
 }
 
-// sqrt(x) and 1 / x to about 2 ulp: the processor's 12 or 14 bits and one Newton step, some 6 instructions where a
-// vector square root and a division block their unit for 20 to 30 cycles each. x is normal and positive.
-template <int W> Vec<float, W> estimated_inverse_sqrt(Vec<float, W> x);
-template <int W> Vec<float, W> estimated_reciprocal(Vec<float, W> x);
-
-template <int W> Vec<float, W> square_root(Vec<float, W> x) {
-  using V = Vec<float, W>;
-  const V y = estimated_inverse_sqrt(x), root = x * y;
-  return fma(V::broadcast(0.5f) * root, V::broadcast(1.0f) - root * y, root);
-}
-template <int W> Vec<float, W> reciprocal(Vec<float, W> x) {
-  using V = Vec<float, W>;
-  const V y = estimated_reciprocal(x);
-  return y * (V::broadcast(2.0f) - x * y);
-}
-
+// 1 / sqrt(x) and 1 / x to 12 or 14 bits, or exactly where the processor has no estimate. x is normal and positive.
 template <int W> Vec<float, W> estimated_inverse_sqrt(Vec<float, W> x) {
 #if defined(__AVX512F__)
   if constexpr (W == 16) return Vec<float, W>{(typename Vec<float, W>::Lanes)_mm512_maskz_rsqrt14_ps(0xFFFF, (__m512)x.v)};

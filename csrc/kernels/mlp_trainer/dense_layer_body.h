@@ -69,7 +69,7 @@ inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, i
 template <int W, typename Updater>
 inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, Share share,
                                   float* g, const Updater& updater) {
-  constexpr int R = kGradientRows;
+  constexpr int R = W == 16 ? 4 : kGradientRows;
   const int64_t end = share.end(layer.n_out);
   int64_t row = share.begin(layer.n_out);
   for (; row + R <= end; row += R) dense_gradient_rows<W, R>(layer, xt, stride, n_batch, row, g, updater);

@@ -64,6 +64,10 @@ struct MlpStep {
       if (layer.is_dense) {
         dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
                             layer.n_in, x + at, stride, finish);
+      } else if (layer.n_entries == layer.n_out * layer.n_in) {
+        // By columns, as a compressed layer's weights lie, all of them are a matrix too.
+        dense_product<W, V>(layer.weight.data(), 1, layer.n_out, share.begin(layer.n_out), share.end(layer.n_out),
+                            layer.n_in, x + at, stride, finish);
       } else {
         const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(),
                                      layer.weight.data(), layer.row_entry.data()};
@@ -283,7 +287,7 @@ struct MlpStep {
   // kVectors: those of the batch where they are known, or 0.
   template <int kVectors, typename Updater>
   [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t stride, int64_t count, Share share,
-                                                 const Updater& updater) {
+                                                 Updater updater) {
     const int32_t* live = layer.live.data();
     const float* delta = layer.delta.data();
     const Trained trained = layer.bias_trained();
