@@ -3,19 +3,21 @@
 FLOPs are those of kept weights for us and CSR, of all for dense: dense GFLOP/s says at which rate MKL ran (about half
 of FMA peak on AMD). CSR patterns are built before the clock starts, as for a mask that stays. On CUDA, "new mask": ours
 takes every call's mask for another one and indexes it again; "CUDA graph": every contender is captured and replayed,
-which leaves out Python and the launches one by one.
+which leaves out Python and the launches one by one. And a small network of such layers, with ReLUs between them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import peers
 import torch
 from harness import Case, Contender, captured_or_why, differs, fastest
-from torch import Tensor
+from torch import Tensor, nn
 
+import pns_fast as pns
 from pns_fast import ops
 
 TOLERANCE = 1e-4  # relative to the largest entry; sums of 4,096 float32 terms in another order
@@ -31,6 +33,7 @@ class Layer:
     both: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+MLP, MLP_BATCH = (2, 100, 100, 100, 4), 32
 QUICK = {"forward": (0.1,), "both": (0.01, 0.1, 1.0)}
 LAYERS = {
     "full": (Layer(4, 3, (0.5,), (0.5,)), Layer(100, 32), Layer(1024, 256), Layer(4096, 256)),  # the first: overhead
@@ -58,7 +61,11 @@ class Job:
 
 def cases(quick: bool, device: str) -> list[Case]:
     jobs, budget = (_cuda_jobs(quick), 0.14) if device == "cuda" else (_cpu_jobs(quick), 0.6)
-    return [Case("masked_linear", job.label, partial(_contenders, job, device), budget=budget) for job in jobs]
+    found = [Case("masked_linear", job.label, partial(_contenders, job, device), budget=budget) for job in jobs]
+    for density in (0.1,) if quick or device == "cuda" else (0.01, 0.1, 1.0):
+        label = f"MLP {MLP}, B = {MLP_BATCH}, density {density:g}, fwd+bwd"
+        found.append(Case("masked_linear", label, partial(_mlp, density, device), budget=budget))
+    return found
 
 
 def _cpu_jobs(quick: bool) -> list[Job]:
@@ -112,6 +119,45 @@ def _contenders(job: Job, device: str) -> list[Contender]:
         found = [_captured(c) for c in found]
     check = partial(_same, found[0].run(), mask)
     return [c if c.is_ours else replace(c, check=check) for c in found]
+
+
+def _mlp(density: float, device: str) -> list[Contender]:
+    torch.manual_seed(0)
+    modules = [m for n_in, n_out in pairwise(MLP) for m in (nn.Linear(n_in, n_out), nn.ReLU())]
+    plain = nn.Sequential(*modules[:-1]).to(device)
+    masks = {name: torch.rand_like(p) < density for name, p in plain.named_parameters()}
+    x, grad = torch.randn(MLP_BATCH, MLP[0], device=device), torch.randn(MLP_BATCH, MLP[-1], device=device)
+    factors = {name: mask.float() for name, mask in masks.items()}
+    parameters = dict(plain.named_parameters())
+
+    def dense() -> Tensor:
+        masked, y = {name: p * factors[name] for name, p in parameters.items()}, x
+        for i in range(0, len(plain), 2):
+            y = nn.functional.linear(y, masked[f"{i}.weight"], masked[f"{i}.bias"])
+            y = nn.functional.relu(y) if i + 1 < len(plain) else y
+        return y
+
+    def both(forward, inputs):
+        def run() -> tuple[Tensor, ...]:
+            y = forward()
+            return y.detach(), *torch.autograd.grad(y, inputs, grad)
+
+        return run
+
+    model = pns.nn.mask_model(plain, masks)
+    ours = both(lambda: model(x), list(model.parameters()))
+    found = [
+        Contender("pns_fast.nn.mask_model", ours, is_ours=True),
+        Contender("torch F.linear(x, w * m)", both(dense, list(parameters.values()))),
+        Contender("torch, no masks", both(lambda: plain(x), list(parameters.values()))),
+    ]
+    expected = ours()
+
+    def same(results: tuple[Tensor, ...]) -> str:
+        names = ("output", *parameters)
+        return next(filter(None, map(differs, expected, results, (TOLERANCE,) * len(names), names)), "")
+
+    return [found[0], replace(found[1], check=same), found[2]]
 
 
 def _csr_contenders(job: Job, device: str, kept: float, *inputs: Tensor) -> list[Contender]:

@@ -1,4 +1,4 @@
-"""FusedSequential: nn.Sequential that runs a masked convolution and the ReLU and pooling behind it in one call."""
+"""FusedSequential: nn.Sequential that runs masked layers with what is behind them in one call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..ops._library import is_transformed
+from ..ops._masked_chain import Layer, masked_chain
 from .masked_conv2d import MaskedConv2d, conv2d
+from .masked_linear import MaskedLinear
 
 
 class FusedSequential(nn.Sequential):
@@ -14,8 +16,9 @@ class FusedSequential(nn.Sequential):
 
     :func:`pns_fast.nn.mask_model` makes one of each plain ``nn.Sequential`` with something to fuse, and
     :func:`pns_fast.nn.finalize` turns it back. A :class:`MaskedConv2d` with an ``nn.ReLU`` or an ``nn.MaxPool2d(2)``
-    directly behind it, or both in that order, is one call of :func:`pns_fast.ops.masked_conv2d`. Where one of them has
-    a hook, and under tracing and transforms, each is called by itself.
+    directly behind it, or both in that order, is one call of :func:`pns_fast.ops.masked_conv2d`. On the CPU
+    :class:`MaskedLinear` layers and their ``nn.ReLU`` modules, as many as follow each other, are one step of autograd.
+    Where one of them has a hook, and under tracing and transforms, each is called by itself.
 
     Example:
         >>> layers = torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2)
@@ -29,20 +32,18 @@ class FusedSequential(nn.Sequential):
             return super().forward(input)
         modules, at = list(self), 0
         while at < len(modules):
-            layer = modules[at]
-            n, relu, max_pool = _behind(modules, at)
-            if n == 0 or any(_is_hooked(m) for m in modules[at : at + 1 + n]):
-                input, at = layer(input), at + 1
+            together = _together(modules, at)
+            if len(together) == 1 or any(_is_hooked(m) for m in together):
+                input, at = modules[at](input), at + 1
             else:
-                input = conv2d(layer, input, layer.weight_mask, layer.bias, layer.bias_mask, relu, max_pool)
-                at += 1 + n
+                input, at = _run(together, input), at + len(together)
         return input
 
 
 def fuse(model: nn.Module) -> None:
     """Every plain ``nn.Sequential`` of ``model`` with something to fuse becomes a fused one, in place."""
     for module in model.modules():
-        if type(module) is nn.Sequential and any(_behind(list(module), at)[0] for at in range(len(module))):
+        if type(module) is nn.Sequential and any(len(_together(list(module), at)) > 1 for at in range(len(module))):
             module.__class__ = FusedSequential
 
 
@@ -53,15 +54,39 @@ def unfuse(model: nn.Module) -> None:
             module.__class__ = nn.Sequential
 
 
-def _behind(modules: list[nn.Module], at: int) -> tuple[int, bool, int]:
-    """How many modules behind the one at ``at`` are part of its call; whether there is a ReLU; the pooling."""
-    if type(modules[at]) is not MaskedConv2d:
-        return 0, False, 1
-    n = 1
-    relu = n < len(modules) - at and type(modules[at + n]) is nn.ReLU
-    n += relu
-    is_pooled = n < len(modules) - at and _halves(modules[at + n])
-    return n - 1 + is_pooled, relu, 1 + is_pooled
+def _together(modules: list[nn.Module], at: int) -> list[nn.Module]:
+    """The module at ``at`` and those behind it that are part of one call."""
+    end = at + 1
+    if type(modules[at]) is MaskedConv2d:
+        end += _is_relu(modules, end)
+        end += end < len(modules) and _halves(modules[end])
+    elif type(modules[at]) is MaskedLinear:
+        end += _is_relu(modules, end)
+        while end < len(modules) and type(modules[end]) is MaskedLinear:
+            end += 1 + _is_relu(modules, end + 1)
+    return modules[at:end]
+
+
+def _run(together: list[nn.Module], input: Tensor) -> Tensor:
+    layer, *behind = together
+    if type(layer) is MaskedConv2d:
+        relu, max_pool = _is_relu(together, 1), 1 + (type(behind[-1]) is nn.MaxPool2d)
+        return conv2d(layer, input, layer.weight_mask, layer.bias, layer.bias_mask, relu, max_pool)
+    layers = [
+        Layer(m.weight, m.weight_mask, m.bias, m.bias_mask, _is_relu(together, i + 1))
+        for i, m in enumerate(together)
+        if type(m) is MaskedLinear
+    ]
+    output = masked_chain(input, layers)
+    if output is None:
+        output = input
+        for module in together:
+            output = module(output)
+    return output
+
+
+def _is_relu(modules: list[nn.Module], at: int) -> bool:
+    return at < len(modules) and type(modules[at]) is nn.ReLU
 
 
 def _halves(module: nn.Module) -> bool:

@@ -43,35 +43,42 @@ def is_watched() -> bool:
     )
 
 
-def is_plain_call(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are one network's, plain, and fit."""
+def is_plain_batch(x: Tensor) -> bool:
+    """Whether this is one network's, plain, of a dtype there is a native product for, and nobody watches."""
+    return not is_watched() and is_plain(x) and x.dim() == 2 and x.dtype in FORWARD
+
+
+def is_plain_layer(
+    n_in: int, dtype: torch.dtype, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None
+) -> bool:
+    """Whether these are one network's, plain, and fit each other."""
     return (
-        not is_watched()
-        and is_plain(x)
-        and is_plain(weight)
+        is_plain(weight)
         and is_plain(mask)
         and mask.dtype is torch.bool
-        and x.dim() == 2
         and (shape := weight.shape) == mask.shape
         and len(shape) == 2
-        and x.shape[1] == shape[1]
-        and (dtype := weight.dtype) in FORWARD
-        and x.dtype is dtype
+        and shape[1] == n_in
+        and weight.dtype is dtype
         and (bias is None or (is_plain(bias) and bias.shape == shape[:1] and bias.dtype is dtype))
+        and (
+            bias_mask is None
+            or (is_plain(bias_mask) and bias_mask.shape == shape[:1] and bias_mask.dtype is torch.bool)
+        )
     )
 
 
-def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``x (W m)^T + b``."""
+def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None) -> Tensor:
+    """``x (W m)^T + b``, of b what ``bias_mask`` keeps."""
     (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
     y = _memory.empty((batch, n_out), dtype)
-    pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
-    FORWARD[dtype](1, batch, n_in, n_out, *pointers, torch.get_num_threads())
+    read = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), pointer(bias_mask)
+    FORWARD[dtype](1, batch, n_in, n_out, *read, False, y.data_ptr(), torch.get_num_threads())
     return y
 
 
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, bias_mask: Tensor | None, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
     """Of x, weight and bias, None where not wanted."""
     (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
@@ -79,7 +86,7 @@ def gradients(
     grad_x = _memory.empty_like(x) if wants_x else None
     grad_weight = _memory.empty_like(weight) if wants_weight else None
     grad_bias = _memory.empty((n_out,), dtype) if wants_bias else None
-    read = grad.data_ptr(), x.data_ptr(), weight.data_ptr(), mask.data_ptr()
+    read = grad.data_ptr(), 0, x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)
     written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
     BACKWARD[dtype](1, batch, n_in, n_out, *read, *written, torch.get_num_threads())
     return grad_x, grad_weight, grad_bias

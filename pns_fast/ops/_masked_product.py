@@ -86,17 +86,9 @@ def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bia
     grad, mask = grad.contiguous(), mask.contiguous()
     x = None if x is None else x.contiguous()
     weight = None if weight is None else weight.contiguous()
-    BACKWARD[grad.dtype](
-        *_sizes(grad, mask),
-        grad.data_ptr(),
-        pointer(x),
-        pointer(weight),
-        mask.data_ptr(),
-        pointer(grad_x),
-        pointer(grad_weight),
-        pointer(grad_bias),
-        torch.get_num_threads(),
-    )
+    read = grad.data_ptr(), 0, pointer(x), pointer(weight), mask.data_ptr(), 0
+    written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
+    BACKWARD[grad.dtype](*_sizes(grad, mask), *read, *written, torch.get_num_threads())
 
 
 def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
@@ -123,8 +115,8 @@ def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | 
         return y
     x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
     bias = None if bias is None else bias.contiguous()
-    pointers = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), y.data_ptr()
-    FORWARD[x.dtype](*_sizes(x, mask), *pointers, torch.get_num_threads())
+    read = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), 0
+    FORWARD[x.dtype](*_sizes(x, mask), *read, False, y.data_ptr(), torch.get_num_threads())
     return y
 
 

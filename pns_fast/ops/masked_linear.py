@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _masked_cuda, _masked_plain
-from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library, pointer
 from ._masked_product import dtypes_on, fits, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
@@ -104,13 +104,13 @@ class _EagerOuter(torch.autograd.Function):
 
 
 class _PlainProduct(torch.autograd.Function):
-    """``x (W m)^T + b`` of plain tensors that fit, see _masked_plain.is_plain_call; of b what ``bias_mask`` keeps."""
+    """``x (W m)^T + b`` of plain tensors that fit, see _masked_plain; of b what ``bias_mask`` keeps."""
 
     @staticmethod
     def forward(ctx, x, weight, mask, bias, bias_mask):
         ctx.save_for_backward(x, weight, mask, bias_mask)
-        ctx.addresses = x.data_ptr(), weight.data_ptr(), mask.data_ptr()
-        return _masked_plain.product(x, weight, mask, kept_bias(bias, bias_mask))
+        ctx.addresses = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)
+        return _masked_plain.product(x, weight, mask, bias, bias_mask)
 
     @staticmethod
     def backward(ctx, grad):
@@ -124,12 +124,13 @@ class _PlainProduct(torch.autograd.Function):
             and grad.dtype is x.dtype
             and grad.shape == (x.shape[0], weight.shape[0])
             # A hook on saved tensors may have brought others than were checked.
-            and (x.data_ptr(), weight.data_ptr(), mask.data_ptr()) == ctx.addresses
+            and (x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)) == ctx.addresses
         ):
-            grad_x, grad_weight, grad_bias = _masked_plain.gradients(grad, x, weight, mask, wanted)
+            grad_x, grad_weight, grad_bias = _masked_plain.gradients(grad, x, weight, mask, bias_mask, wanted)
         else:
             grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
-        return grad_x, grad_weight, None, kept_bias(grad_bias, bias_mask), None
+            grad_bias = kept_bias(grad_bias, bias_mask)
+        return grad_x, grad_weight, None, grad_bias, None
 
 
 def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
@@ -141,11 +142,19 @@ def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
 _plain_product = super(torch.autograd.Function, _PlainProduct).apply
 
 
+def _is_plain_call(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None = None
+) -> bool:
+    return _masked_plain.is_plain_batch(x) and _masked_plain.is_plain_layer(
+        x.shape[1], x.dtype, weight, mask, bias, bias_mask
+    )
+
+
 def _plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None) -> Tensor:
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if needs_grad and torch.is_grad_enabled():
         return _plain_product(x, weight, mask, bias, bias_mask)
-    return _masked_plain.product(x, weight, mask, kept_bias(bias, bias_mask))
+    return _masked_plain.product(x, weight, mask, bias, bias_mask)
 
 
 def _product(*inputs) -> Tensor:
@@ -322,7 +331,7 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         >>> masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask, torch.tensor([0.5, 0.0]))
         tensor([[1.5000, 4.0000]])
     """
-    if _masked_plain.is_plain_call(x, weight, mask, bias):
+    if _is_plain_call(x, weight, mask, bias):
         return _plain(x, weight, mask, bias, None)
     if not isinstance(x, Tensor):
         check_tensor("x", x)
@@ -348,6 +357,6 @@ def masked_layer(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, bias_mask: Tensor | None = None
 ) -> Tensor:
     """masked_linear with the bias where ``bias_mask`` ``[O]`` is True: on plain tensors one step of autograd's less."""
-    if _masked_plain.is_plain_call(x, weight, mask, bias) and (bias_mask is None or _masked_plain.is_plain(bias_mask)):
+    if _is_plain_call(x, weight, mask, bias, bias_mask):
         return _plain(x, weight, mask, bias, bias_mask)
     return masked_linear(x, weight, mask, kept_bias(bias, bias_mask))

@@ -82,7 +82,7 @@ def test_mask_is_the_first_of_a_stable_sort(simd_level, n, dtype):
 
 
 def test_long_scores_however_they_lie(simd_level, set_threads):
-    """From 500,000 scores on the threshold is first looked for in runs of neighbours: some tell nothing, some mislead."""
+    """From 500,000 scores on the threshold is first looked for in runs of neighbours: they may tell nothing, or lie."""
     n = 600_001
     normal = patterns(n, torch.float32)["normal"]
     piece = torch.arange(n) // 65_536

@@ -1,9 +1,11 @@
 // masked_linear: products of a batch with a masked weight, at the cost of the kept weights.
 //
-//   forward   y[n,b,o] = sum_i x[n,b,i] W[n,o,i] m[n,o,i] + bias[n,o]
+//   forward   y[n,b,o] = sum_i x[n,b,i] W[n,o,i] m[n,o,i] + bias[n,o], of the bias what its own mask keeps; with relu
+//             what of it is negative becomes 0
 //   backward  grad_x[n,b,i] = sum_o grad[n,b,o] W[n,o,i] m[n,o,i]
 //             grad_weight[n,o,i] = m[n,o,i] sum_b grad[n,b,o] x[n,b,i]      (0 where pruned)
-//             grad_bias[n,o] = sum_b grad[n,b,o]
+//             grad_bias[n,o] = sum_b grad[n,b,o]                        (0 where pruned)
+//             after a relu with grad 0 where its output y is
 //
 // Shapes: N networks, B batch, I inputs, O outputs; all contiguous, row-major; mask one byte an entry. Each of the
 // backward's outputs is formed if its pointer is given.
@@ -24,24 +26,28 @@ namespace pns {
 template <typename T>
 struct MaskedForward {
   int64_t n_networks, batch, n_in, n_out;
-  const T* x;           // [N, B, I]
-  const T* weight;      // [N, O, I]
-  const uint8_t* mask;  // [N, O, I]
-  const T* bias;        // [N, O] or null
-  T* y;                 // [N, B, O]
+  const T* x;                // [N, B, I]
+  const T* weight;           // [N, O, I]
+  const uint8_t* mask;       // [N, O, I]
+  const T* bias;             // [N, O] or null
+  const uint8_t* bias_mask;  // [N, O], or null: all are kept
+  bool has_relu;
+  T* y;                      // [N, B, O]
   int n_threads;
 };
 
 template <typename T>
 struct MaskedBackward {
   int64_t n_networks, batch, n_in, n_out;
-  const T* grad;        // [N, B, O]
-  const T* x;           // [N, B, I]; unused without grad_weight
-  const T* weight;      // [N, O, I]; unused without grad_x
-  const uint8_t* mask;  // [N, O, I]
-  T* grad_x;            // [N, B, I] or null
-  T* grad_weight;       // [N, O, I] or null
-  T* grad_bias;         // [N, O] or null
+  const T* grad;             // [N, B, O]
+  const T* y;                // [N, B, O], the output of a relu, or null
+  const T* x;                // [N, B, I]; unused without grad_weight
+  const T* weight;           // [N, O, I]; unused without grad_x
+  const uint8_t* mask;       // [N, O, I]
+  const uint8_t* bias_mask;  // [N, O] or null
+  T* grad_x;                 // [N, B, I] or null
+  T* grad_weight;            // [N, O, I] or null
+  T* grad_bias;              // [N, O] or null
   int n_threads;
 };
 

@@ -15,9 +15,11 @@ namespace {
 // share and what each works in.
 template <typename T>
 struct Scratch {
-  AlignedBuffer<T> x, y, weight, packed, block;
+  AlignedBuffer<T> x, y, grad, weight, packed, block;
 
-  size_t bytes() const { return (x.size() + y.size() + weight.size() + packed.size() + block.size()) * sizeof(T); }
+  size_t bytes() const {
+    return (x.size() + y.size() + grad.size() + weight.size() + packed.size() + block.size()) * sizeof(T);
+  }
 };
 template <typename T>
 struct BothScratch {
@@ -61,31 +63,46 @@ class MaskedNetwork {
       : run_(run), network_(pattern.networks[n]), n_out_(pattern.n_out), n_in_(pattern.n_in),
         bits_(pattern.bits.data()), first_bit_(n * n_out_ * n_in_), tiles_(batch), n_threads_(n_threads), shared_(scratch<T>().shared) {}
 
-  void forward(const T* x, const T* weight, const uint8_t* mask, const T* bias, T* y) {
-    network_.is_dense ? forward_dense(x, weight, mask, bias, y) : forward_sparse(x, weight, bias, y);
-  }
+  // p: of this network.
+  void forward(const MaskedForward<T>& p) { network_.is_dense ? forward_dense(p) : forward_sparse(p); }
 
-  void backward(const T* grad, const T* x, const T* weight, const uint8_t* mask, T* grad_x, T* grad_weight,
-                T* grad_bias) {
-    if (grad_bias != nullptr) {
-      std::fill_n(grad_bias, n_out_, T{0});
-      for (int64_t b = 0; b < tiles_.batch; ++b) {
-        for (int64_t o = 0; o < n_out_; ++o) grad_bias[o] += grad[b * n_out_ + o];
-      }
-    }
-    if (tiles_.batch == 0 && grad_weight != nullptr) std::fill_n(grad_weight, n_out_ * n_in_, T{0});
-    if (tiles_.batch == 0 || (grad_x == nullptr && grad_weight == nullptr)) return;
+  void backward(const MaskedBackward<T>& p) {
+    if (tiles_.batch == 0 && p.grad_weight != nullptr) std::fill_n(p.grad_weight, n_out_ * n_in_, T{0});
+    const T* grad = p.y == nullptr ? p.grad : passed(p);
+    if (p.grad_bias != nullptr) sum_bias(grad, p.bias_mask, p.grad_bias);
+    if (tiles_.batch == 0 || (p.grad_x == nullptr && p.grad_weight == nullptr)) return;
     gather_all(grad, n_out_, &shared_.x);
     if (network_.is_dense) {
-      backward_dense(x, weight, mask, grad_x, grad_weight);
+      backward_dense(p.x, p.weight, p.mask, p.grad_x, p.grad_weight);
     } else {
-      backward_sparse(x, weight, grad_x, grad_weight);
+      backward_sparse(p.x, p.weight, p.grad_x, p.grad_weight);
     }
   }
 
  private:
   const T* tile_of(const AlignedBuffer<T>& tiles, int64_t tile, int64_t n_features) const {
     return tiles.data() + tile * n_features * tiles_.width;
+  }
+
+  // What a ReLU lets through of the gradient. (A NaN that it put out does.)
+  const T* passed(const MaskedBackward<T>& p) {
+    constexpr int64_t kPiece = 1 << 16;
+    const int64_t n = tiles_.batch * n_out_;
+    shared_.grad.resize(n);
+    T* const out = shared_.grad.data();
+    parallel_items((n + kPiece - 1) / kPiece, n_threads_, [&](int64_t piece, int) {
+      const int64_t end = std::min(n, (piece + 1) * kPiece);
+      for (int64_t i = piece * kPiece; i < end; ++i) out[i] = p.y[i] <= 0 ? T{0} : p.grad[i];
+    });
+    return out;
+  }
+
+  void sum_bias(const T* grad, const uint8_t* bias_mask, T* grad_bias) const {
+    std::fill_n(grad_bias, n_out_, T{0});
+    for (int64_t b = 0; b < tiles_.batch; ++b) {
+      for (int64_t o = 0; o < n_out_; ++o) grad_bias[o] += grad[b * n_out_ + o];
+    }
+    for (int64_t o = 0; o < n_out_ && bias_mask != nullptr; ++o) grad_bias[o] = bias_mask[o] != 0 ? grad_bias[o] : 0;
   }
 
   // All of a batch, tile by tile, where more than one thread reads each tile.
@@ -157,18 +174,25 @@ class MaskedNetwork {
     return {n_rows, network_.begin.data() + panel * n_out_ + row, network_.column.data(), shared_.weight.data()};
   }
 
-  void fill_rows(const T* bias, int64_t n_rows, T* sums) const {
+  void start_rows(const MaskedForward<T>& p, int64_t row, int64_t n_rows, T* sums) const {
     for (int64_t r = 0; r < n_rows; ++r) {
-      std::fill_n(sums + r * tiles_.width, tiles_.width, bias == nullptr ? T{0} : bias[r]);
+      const bool has_bias = p.bias != nullptr && (p.bias_mask == nullptr || p.bias_mask[row + r] != 0);
+      std::fill_n(sums + r * tiles_.width, tiles_.width, has_bias ? p.bias[row + r] : T{0});
     }
+  }
+
+  // Rows of sums over a tile, to where they belong.
+  void finish_rows(const MaskedForward<T>& p, int64_t tile, int64_t row, int64_t n_rows, T* sums) const {
+    for (int64_t i = 0; p.has_relu && i < n_rows * tiles_.width; ++i) sums[i] = sums[i] < 0 ? T{0} : sums[i];
+    run_.scatter(sums, tiles_.width, tiles_.size(tile), n_rows, p.y + tile * tiles_.width * n_out_ + row, n_out_);
   }
 
   // A tile is one thread's from its gathering to its scattering; where there are fewer tiles than threads, they share
   // the rows of each.
-  void forward_sparse(const T* x, const T* weight, const T* bias, T* y) {
-    compress(weight);
+  void forward_sparse(const MaskedForward<T>& p) {
+    compress(p.weight);
     const int64_t n_splits = (n_threads_ + tiles_.count - 1) / tiles_.count;
-    if (n_splits > 1) gather_all(x, n_in_, &shared_.x);
+    if (n_splits > 1) gather_all(p.x, n_in_, &shared_.x);
     parallel_items(tiles_.count * n_splits, n_threads_, [&](int64_t item, int) {
       Scratch<T>& own = scratch<T>().own;
       const int64_t tile = item / n_splits, split = item % n_splits, width = tiles_.width;
@@ -176,16 +200,16 @@ class MaskedNetwork {
       const T* x_tile = tile_of(shared_.x, tile, n_in_);
       if (n_splits == 1) {
         own.x.resize(n_in_ * width);
-        run_.gather(x + tile * width * n_in_, n_in_, tiles_.size(tile), n_in_, own.x.data(), width);
+        run_.gather(p.x + tile * width * n_in_, n_in_, tiles_.size(tile), n_in_, own.x.data(), width);
         x_tile = own.x.data();
       }
       own.y.resize(n_rows * width);
-      fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data());
+      start_rows(p, row, n_rows, own.y.data());
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         run_.sparse_forward(panel_of(panel, row, n_rows), x_tile + panel * network_.panel_width * width, width,
                             own.y.data());
       }
-      run_.scatter(own.y.data(), width, tiles_.size(tile), n_rows, y + tile * width * n_out_ + row, n_out_);
+      finish_rows(p, tile, row, n_rows, own.y.data());
     });
   }
 
@@ -245,26 +269,26 @@ class MaskedNetwork {
     return std::max<int64_t>(6, n / n_parts / 6 * 6);
   }
 
-  void forward_dense(const T* x, const T* weight, const uint8_t* mask, const T* bias, T* y) {
-    gather_all(x, n_in_, &shared_.x);
+  void forward_dense(const MaskedForward<T>& p) {
+    gather_all(p.x, n_in_, &shared_.x);
     const int64_t n_each = rows_each(n_out_, n_threads_), width = tiles_.width;
     parallel_items((n_out_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
       Scratch<T>& own = scratch<T>().own;
       const int64_t row = item * n_each, n_rows = std::min(n_each, n_out_ - row), n_sums = n_rows * width;
       own.weight.resize(n_rows * kDenseDepth), own.y.resize(tiles_.count * n_sums);
       for (int64_t tile = 0; tile < tiles_.count; ++tile) {
-        fill_rows(bias == nullptr ? nullptr : bias + row, n_rows, own.y.data() + tile * n_sums);
+        start_rows(p, row, n_rows, own.y.data() + tile * n_sums);
       }
       for (int64_t i = 0; i < n_in_; i += kDenseDepth) {
         const int64_t depth = std::min(kDenseDepth, n_in_ - i);
-        select_block(weight, mask, row, n_rows, i, depth, own.weight.data());
+        select_block(p.weight, p.mask, row, n_rows, i, depth, own.weight.data());
         for (int64_t tile = 0; tile < tiles_.count; ++tile) {
           run_.dense(own.weight.data(), depth, 1, n_rows, depth, tile_of(shared_.x, tile, n_in_) + i * width, width,
                      own.y.data() + tile * n_sums, false);
         }
       }
       for (int64_t tile = 0; tile < tiles_.count; ++tile) {
-        run_.scatter(own.y.data() + tile * n_sums, width, tiles_.size(tile), n_rows, y + tile * width * n_out_ + row, n_out_);
+        finish_rows(p, tile, row, n_rows, own.y.data() + tile * n_sums);
       }
     });
   }
