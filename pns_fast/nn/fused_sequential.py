@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..ops._library import is_transformed
-from ..ops._masked_chain import Layer, masked_chain
+from ..ops._masked_chain import masked_chain
 from .masked_conv2d import MaskedConv2d, conv2d
 from .masked_linear import MaskedLinear
 
@@ -72,17 +72,21 @@ def _run(together: list[nn.Module], input: Tensor) -> Tensor:
     if type(layer) is MaskedConv2d:
         relu, max_pool = _is_relu(together, 1), 1 + (type(behind[-1]) is nn.MaxPool2d)
         return conv2d(layer, input, layer.weight_mask, layer.bias, layer.bias_mask, relu, max_pool)
-    layers = [
-        Layer(m.weight, m.weight_mask, m.bias, m.bias_mask, _is_relu(together, i + 1))
-        for i, m in enumerate(together)
-        if type(m) is MaskedLinear
-    ]
+    layers = [(*_tensors(m), _is_relu(together, i + 1)) for i, m in enumerate(together) if type(m) is MaskedLinear]
     output = masked_chain(input, layers)
     if output is None:
         output = input
         for module in together:
             output = module(output)
     return output
+
+
+def _tensors(layer: MaskedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias and masks; by attribute, which takes Module longer, only where somebody has put others there."""
+    parameters, buffers = layer._parameters, layer._buffers
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], buffers["weight_mask"], parameters["bias"], buffers["bias_mask"]
+    return layer.weight, layer.weight_mask, layer.bias, layer.bias_mask
 
 
 def _is_relu(modules: list[nn.Module], at: int) -> bool:

@@ -1,10 +1,10 @@
 """Masked layers one behind the other, each with a ReLU behind it or not, in one native call forward and one backward:
-in a small network the layers' own steps through Python and autograd take longer than their products."""
+in a small network the layers' own steps through Python and autograd take longer than their products. A microsecond
+counts here, see _masked_plain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,26 +18,20 @@ from .masked_linear import masked_layer
 _FORWARD = {torch.float32: _native.cpu.masked_chain_forward_f32, torch.float64: _native.cpu.masked_chain_forward_f64}
 _BACKWARD = {torch.float32: _native.cpu.masked_chain_backward_f32, torch.float64: _native.cpu.masked_chain_backward_f64}
 
-
-class Layer(NamedTuple):
-    weight: Tensor  # [O, I]
-    mask: Tensor
-    bias: Tensor | None
-    bias_mask: Tensor | None
-    has_relu: bool
+# (weight [O, I], mask, bias or None, its bool mask or None, whether a ReLU follows)
+Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]
 
 
 def masked_chain(x: Tensor, layers: Sequence[Layer]) -> Tensor | None:
-    """``relu(x (W m)^T + b)`` of one layer after the other, of b what its bool mask keeps; None, and nothing done,
-    where not all are plain tensors on the CPU that fit, or a weight is computed from others. Who computes weights often
+    """``relu(x (W m)^T + b)`` of one layer after the other, of b what its mask keeps; None, and nothing done, where not
+    all are plain tensors on the CPU that fit, or a weight is computed from others. Who computes weights often
     differentiates twice (GraSP, meta-learning), for which a chain runs forward again, and rounds in another order."""
     if not _is_plain(x, layers):
         return None
-    parameters = [t for layer in layers for t in layer[:4]]
-    relus = tuple(layer.has_relu for layer in layers)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
-        return _chain(x, relus, *parameters)
-    return _outputs(x, layers)[-1]
+    trained = [t for weight, _, bias, _, _ in layers for t in (weight, bias) if t is not None]
+    if torch.is_grad_enabled() and (x.requires_grad or any([t.requires_grad for t in trained])):
+        return _chain(x, layers, *trained)
+    return _run(x, layers)[0]
 
 
 def _is_plain(x: Tensor, layers: Sequence[Layer]) -> bool:
@@ -51,83 +45,89 @@ def _is_plain(x: Tensor, layers: Sequence[Layer]) -> bool:
     return True
 
 
-def _outputs(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-    """Of every layer."""
-    batch, dtype, outputs, described = x.shape[0], x.dtype, [], []
-    for weight, mask, bias, bias_mask, has_relu in layers:
-        n_out, n_in = weight.shape
-        y = _memory.empty((batch, n_out), dtype)
-        read = weight.data_ptr(), mask.data_ptr(), pointer(bias), pointer(bias_mask)
-        described.append((n_in, n_out, *read, has_relu, y.data_ptr()))
-        outputs.append(y)
-    _FORWARD[dtype](batch, x.data_ptr(), described, torch.get_num_threads())
-    return outputs
+def _run(x: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor, list[tuple[int, ...]]]:
+    """The last layer's output; those of the others, one behind the other; and for each layer (I, O, what the backward
+    pass reads: addresses of its output if it ends in a ReLU, of its input, weight, mask and the bias's mask)."""
+    batch, dtype, itemsize = x.shape[0], x.dtype, x.itemsize
+    shapes = [weight.shape for weight, *_ in layers]
+    inner = _memory.empty((batch * sum([n_out for n_out, _ in shapes[:-1]]),), dtype)
+    y = _memory.empty((batch, shapes[-1][0]), dtype)
+    read, written, forward, backward = x.data_ptr(), inner.data_ptr(), [], []
+    for (n_out, n_in), (weight, mask, bias, bias_mask, has_relu) in zip(shapes, layers, strict=True):
+        if len(forward) + 1 == len(layers):
+            written = y.data_ptr()
+        at = weight.data_ptr(), mask.data_ptr()
+        bias_mask_at = pointer(bias_mask)
+        forward.append((n_in, n_out, *at, pointer(bias), bias_mask_at, has_relu, written))
+        backward.append((n_in, n_out, written if has_relu else 0, read, *at, bias_mask_at))
+        read, written = written, written + batch * n_out * itemsize
+    _FORWARD[dtype](batch, x.data_ptr(), forward, torch.get_num_threads())
+    return y, inner, backward
 
 
 class _Chain(torch.autograd.Function):
-    """Of plain tensors that fit; ``parameters`` are those of a Layer, layer by layer."""
+    """Of plain tensors that fit; ``trained`` are the weights and biases of ``layers``, for autograd to see."""
 
     @staticmethod
-    def forward(ctx, x, relus, *parameters):
-        outputs = _outputs(x, _layers(parameters, relus))
-        ctx.relus = relus
-        saved = (x, *outputs, *parameters) if relus[-1] else (x, *outputs[:-1], None, *parameters)
+    def forward(ctx, x, layers, *trained):
+        y, inner, ctx.described = _run(x, layers)
+        kept = [t for layer in layers for t in layer[:4] if t is not None]
+        saved = [x, inner, *kept, y] if layers[-1][4] else [x, inner, *kept]
         ctx.save_for_backward(*saved)
-        ctx.addresses = [pointer(t) for t in saved]
-        return outputs[-1]
+        ctx.addresses = [t.data_ptr() for t in saved]
+        ctx.kinds = [(bias is not None, bias_mask is not None, relu) for _, _, bias, bias_mask, relu in layers]
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        saved, n = ctx.saved_tensors, len(ctx.relus)
-        x, outputs, layers = saved[0], saved[1 : n + 1], _layers(saved[n + 1 :], ctx.relus)
+        saved = ctx.saved_tensors
+        x, last = saved[0], ctx.described[-1]
         if (
             not torch.is_grad_enabled()
             and not _masked_plain.has_mode()
             and _masked_plain.is_plain(grad)
             and grad.dtype is x.dtype
-            and grad.shape == (x.shape[0], layers[-1].weight.shape[0])
+            and grad.shape == (x.shape[0], last[1])
             # A hook on saved tensors may have brought others than were checked.
-            and [pointer(t) for t in saved] == ctx.addresses
+            and [t.data_ptr() for t in saved] == ctx.addresses
         ):
-            return _gradients(grad, x, outputs, layers, ctx.needs_input_grad)
-        inputs = x, None, *saved[n + 1 :]
-        wanted = [t for t, is_wanted in zip(inputs, ctx.needs_input_grad, strict=True) if is_wanted]
-        is_differentiated = torch.is_grad_enabled()
-        y = x
-        with torch.enable_grad():
-            for *parameters, has_relu in layers:
-                y = masked_layer(y, *parameters)
-                y = F.relu(y) if has_relu else y
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=is_differentiated))
-        return tuple(next(found) if is_wanted else None for is_wanted in ctx.needs_input_grad)
+            return _gradients(ctx, grad, x)
+        return _differentiable_gradients(ctx, grad, saved)
 
 
 # Without what Function.apply does for transforms, see masked_linear.
 _chain = super(torch.autograd.Function, _Chain).apply
 
 
-def _layers(parameters: Sequence[Tensor | None], relus: Sequence[bool]) -> list[Layer]:
-    return [Layer(*parameters[4 * i : 4 * i + 4], relu) for i, relu in enumerate(relus)]
-
-
-def _gradients(
-    grad: Tensor, x: Tensor, outputs: Sequence[Tensor], layers: Sequence[Layer], wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Of x and of each layer's parameters, None where not wanted, as ``wanted`` counts the inputs of _Chain."""
-    wants_x, _, *wanted = wanted
-    # Below the lowest layer that wants something there is nothing to do.
-    first = 0 if wants_x else next(i for i in range(len(layers)) if any(wanted[4 * i : 4 * i + 4]))
-    found, described = [None] * len(wanted), []
-    for i in range(first, len(layers)):
-        weight, mask, _, bias_mask, has_relu = layers[i]
-        n_out, n_in = weight.shape
-        if wanted[4 * i]:
-            found[4 * i] = _memory.empty_like(weight)
-        if wanted[4 * i + 2]:
-            found[4 * i + 2] = _memory.empty((n_out,), x.dtype)
-        y, below = pointer(outputs[i] if has_relu else None), (x, *outputs)[i].data_ptr()
-        read = y, below, weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)
-        described.append((n_in, n_out, *read, pointer(found[4 * i]), pointer(found[4 * i + 2])))
+def _gradients(ctx, grad: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
+    """Of what _Chain takes, None where not wanted."""
+    wants_x, _, *wanted = ctx.needs_input_grad
+    dtype, found, layers, at = x.dtype, [], [], 0
+    for (has_bias, _, _), (n_in, n_out, *read) in zip(ctx.kinds, ctx.described, strict=True):
+        grad_weight = _memory.empty((n_out, n_in), dtype) if wanted[at] else None
+        grad_bias = torch.empty(n_out, dtype=dtype, device="cpu") if has_bias and wanted[at + 1] else None
+        found += (grad_weight, grad_bias) if has_bias else (grad_weight,)
+        at += 1 + has_bias
+        # Below the lowest layer that wants something there is nothing to do.
+        if wants_x or layers or grad_weight is not None or grad_bias is not None:
+            layers.append((n_in, n_out, *read, pointer(grad_weight), pointer(grad_bias)))
     grad_x = _memory.empty_like(x) if wants_x else None
-    _BACKWARD[x.dtype](x.shape[0], grad.data_ptr(), described, pointer(grad_x), torch.get_num_threads())
+    _BACKWARD[dtype](x.shape[0], grad.data_ptr(), layers, pointer(grad_x), torch.get_num_threads())
     return grad_x, None, *found
+
+
+def _differentiable_gradients(ctx, grad: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The same by autograd, layer by layer, and differentiable where that is asked for."""
+    x, _, *kept = saved
+    y, rest, trained, is_differentiated = x, iter(kept), [], torch.is_grad_enabled()
+    with torch.enable_grad():
+        for has_bias, has_bias_mask, has_relu in ctx.kinds:
+            weight, mask = next(rest), next(rest)
+            bias = next(rest) if has_bias else None
+            bias_mask = next(rest) if has_bias_mask else None
+            trained += (weight, bias) if has_bias else (weight,)
+            y = masked_layer(y, weight, mask, bias, bias_mask)
+            y = F.relu(y) if has_relu else y
+    inputs = [t for t, is_wanted in zip((x, None, *trained), ctx.needs_input_grad, strict=True) if is_wanted]
+    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=is_differentiated))
+    return tuple(next(found) if is_wanted else None for is_wanted in ctx.needs_input_grad)
