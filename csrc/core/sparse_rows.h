@@ -37,8 +37,8 @@ inline std::pair<int32_t, int32_t> load_two(const int32_t* p) {
 // acc[v] += sum over entries k in [k, end) of value[k] * x[column[k]][v], in entry order. Two chains of V accumulators:
 // an FMA takes 4 cycles and two start each cycle, so fewer than 8 independent sums leave the units idle. With kHasEntry
 // the k-th value is value[entry[k]].
-template <int V, bool kHasEntry, typename Vector, typename T, typename Column>
-[[gnu::always_inline]] inline void sparse_sum(const Column* column, const T* value, const int32_t* entry, int64_t k,
+template <int V, bool kHasEntry, typename Vector, typename T, typename Column, typename Entry>
+[[gnu::always_inline]] inline void sparse_sum(const Column* column, const T* value, const Entry* entry, int64_t k,
                                               int64_t end, const T* x, int64_t stride, Vector* acc) {
   Vector second[V];
   for (int v = 0; v < V; ++v) second[v] = Vector::zero();

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _masked_cuda, _masked_plain
-from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library, pointer
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
 from ._masked_product import dtypes_on, fits, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
@@ -109,7 +109,7 @@ class _PlainProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, mask, bias, bias_mask):
         ctx.save_for_backward(x, weight, mask, bias_mask)
-        ctx.addresses = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)
+        ctx.addresses = _addresses(x, weight, mask, bias_mask)
         return _masked_plain.product(x, weight, mask, bias, bias_mask)
 
     @staticmethod
@@ -124,13 +124,18 @@ class _PlainProduct(torch.autograd.Function):
             and grad.dtype is x.dtype
             and grad.shape == (x.shape[0], weight.shape[0])
             # A hook on saved tensors may have brought others than were checked.
-            and (x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)) == ctx.addresses
+            and _addresses(x, weight, mask, bias_mask) == ctx.addresses
         ):
             grad_x, grad_weight, grad_bias = _masked_plain.gradients(grad, x, weight, mask, bias_mask, wanted)
         else:
             grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
             grad_bias = kept_bias(grad_bias, bias_mask)
         return grad_x, grad_weight, None, grad_bias, None
+
+
+def _addresses(x: Tensor, weight: Tensor, mask: Tensor, bias_mask: Tensor | None) -> tuple[int, ...]:
+    found = x.data_ptr(), weight.data_ptr(), mask.data_ptr()
+    return found if bias_mask is None else (*found, bias_mask.data_ptr())
 
 
 def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:

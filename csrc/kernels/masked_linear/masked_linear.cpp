@@ -30,7 +30,7 @@ template <typename T>
 void sparse_forward_baseline(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
   for (int64_t r = 0; r < a.n_rows; ++r) {
     for (int64_t k = a.begin[r]; k < a.begin[r + 1]; ++k) {
-      for (int64_t b = 0; b < width; ++b) y[r * width + b] += a.value[k] * x[a.column[k] * width + b];
+      for (int64_t b = 0; b < width; ++b) y[r * width + b] += a.value_of(r, k) * x[a.column[k] * width + b];
     }
   }
 }
@@ -39,7 +39,7 @@ template <typename T>
 void sparse_transposed_baseline(const SparsePanel<T>& a, const T* grad, int64_t width, T* y) {
   for (int64_t r = 0; r < a.n_rows; ++r) {
     for (int64_t k = a.begin[r]; k < a.begin[r + 1]; ++k) {
-      for (int64_t b = 0; b < width; ++b) y[a.column[k] * width + b] += a.value[k] * grad[r * width + b];
+      for (int64_t b = 0; b < width; ++b) y[a.column[k] * width + b] += a.value_of(r, k) * grad[r * width + b];
     }
   }
 }

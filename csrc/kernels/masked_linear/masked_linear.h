@@ -63,7 +63,11 @@ struct SparsePanel {
   int64_t n_rows;
   const uint32_t* begin;
   const uint16_t* column;
-  const T* value;  // the kept weights, in the entries' order
+  const T* value;   // the kept weights, in the entries' order; or null,
+  const T* weight;  // and these are the panel's part of all weights,
+  int64_t row_step; // row by row
+
+  T value_of(int64_t r, int64_t k) const { return value != nullptr ? value[k] : weight[r * row_step + column[k]]; }
 };
 
 // What each SIMD level provides. `width` is a tile's samples a feature: 64, 128 or 256 bytes.

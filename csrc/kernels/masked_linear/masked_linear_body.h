@@ -46,7 +46,11 @@ void sparse_forward(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
         T* out = y + r * kWidth + b;
         Vector acc[V];
         for (int v = 0; v < V; ++v) acc[v] = Vector::load(out + v * W);
-        sparse_sum<V, false>(a.column, a.value, nullptr, first, last, x + b, kWidth, acc);
+        if (a.value != nullptr) {
+          sparse_sum<V, false>(a.column, a.value, a.column, first, last, x + b, kWidth, acc);
+        } else {
+          sparse_sum<V, true>(a.column, a.weight + r * a.row_step, a.column, first, last, x + b, kWidth, acc);
+        }
         for (int v = 0; v < V; ++v) acc[v].store(out + v * W);
       }
     }
@@ -82,14 +86,14 @@ struct PendingDots {
 
 // grad_x[column] += value * g for a row's entries. Two at a time, both loaded before either is stored: a load that
 // shares its low 12 address bits with a store still under way would wait for it, and one row's columns are distinct.
-template <typename T, int W, int V>
-[[gnu::always_inline]] inline void spread_row(const SparsePanel<T>& a, int64_t k, int64_t end, const Vec<T, W>* g,
-                                              T* grad_x, int64_t stride) {
+template <typename T, int W, int V, typename Value>
+[[gnu::always_inline]] inline void spread_row(const SparsePanel<T>& a, int64_t k, int64_t end, Value&& value,
+                                              const Vec<T, W>* g, T* grad_x, int64_t stride) {
   using Vector = Vec<T, W>;
   for (; k + 1 < end; k += 2) {
     T* first = grad_x + a.column[k] * stride;
     T* second = grad_x + a.column[k + 1] * stride;
-    const Vector w = Vector::broadcast(a.value[k]), u = Vector::broadcast(a.value[k + 1]);
+    const Vector w = Vector::broadcast(value(k)), u = Vector::broadcast(value(k + 1));
     Vector sum[2 * V];
     for (int v = 0; v < V; ++v) {
       sum[v] = fma(w, g[v], Vector::load(first + v * W));
@@ -100,7 +104,7 @@ template <typename T, int W, int V>
   }
   if (k < end) {
     T* last = grad_x + a.column[k] * stride;
-    const Vector w = Vector::broadcast(a.value[k]);
+    const Vector w = Vector::broadcast(value(k));
     for (int v = 0; v < V; ++v) fma(w, g[v], Vector::load(last + v * W)).store(last + v * W);
   }
 }
@@ -115,7 +119,13 @@ void sparse_transposed(const SparsePanel<T>& a, const T* grad, int64_t width, T*
       for (int b = 0; b < kWidth && a.begin[r] < a.begin[r + 1]; b += V * W) {
         Vector g[V];
         for (int v = 0; v < V; ++v) g[v] = Vector::load(grad + r * kWidth + b + v * W);
-        spread_row<T, W, V>(a, a.begin[r], a.begin[r + 1], g, y + b, kWidth);
+        const T* const row = a.weight + r * a.row_step;
+        const int64_t k = a.begin[r], end = a.begin[r + 1];
+        if (a.value != nullptr) {
+          spread_row<T, W, V>(a, k, end, [&](int64_t j) { return a.value[j]; }, g, y + b, kWidth);
+        } else {
+          spread_row<T, W, V>(a, k, end, [&](int64_t j) { return row[a.column[j]]; }, g, y + b, kWidth);
+        }
       }
     }
   });

@@ -52,7 +52,7 @@ struct Tiles {
 
 // Dense blocks: a weight block of kDenseRows x kDenseDepth is 96 KB of float and stays in L2 with a tile of x.
 constexpr int64_t kDenseRows = 96, kDenseDepth = 256;
-constexpr size_t kStreamedBytes = size_t{1} << 24;
+constexpr size_t kLargeBytes = size_t{1} << 24;  // of a weight matrix: no near cache holds it
 constexpr int64_t kGatherFeatures = 512;
 
 template <typename T>
@@ -146,7 +146,7 @@ class MaskedNetwork {
   // written past them, row by row: storing to it would fetch it first. 4,096 x 4,096 at density 0.01 then take 8.7 ms
   // forward and backward instead of 12.1; 1,024 x 1,024 would take 1.3 ms instead of 1.1.
   void expand(const T* dots, T* grad_weight) const {
-    const bool is_streamed = n_out_ * n_in_ * sizeof(T) >= kStreamedBytes;
+    const bool is_streamed = is_large();
     for_weight_rows([&](int64_t o) {
       T* const out = grad_weight + o * n_in_;
       AlignedBuffer<T>& buffer = scratch<T>().own.block;
@@ -170,8 +170,15 @@ class MaskedNetwork {
     return std::min(network_.panel_width, n_in_ - panel * network_.panel_width);
   }
 
-  SparsePanel<T> panel_of(int64_t panel, int64_t row, int64_t n_rows) const {
-    return {n_rows, network_.begin.data() + panel * n_out_ + row, network_.column.data(), shared_.weight.data()};
+  // A batch of one tile reads each weight once, and so where it lies; but panel by panel, for which a matrix that no near
+  // cache holds has too many pages.
+  bool is_compressed() const { return tiles_.count > 1 || is_large(); }
+  bool is_large() const { return n_out_ * n_in_ * sizeof(T) >= kLargeBytes; }
+
+  SparsePanel<T> panel_of(const T* weight, int64_t panel, int64_t row, int64_t n_rows) const {
+    return {n_rows, network_.begin.data() + panel * n_out_ + row, network_.column.data(),
+            is_compressed() ? shared_.weight.data() : nullptr,
+            weight == nullptr ? nullptr : weight + row * n_in_ + panel * network_.panel_width, n_in_};
   }
 
   void start_rows(const MaskedForward<T>& p, int64_t row, int64_t n_rows, T* sums) const {
@@ -190,7 +197,7 @@ class MaskedNetwork {
   // A tile is one thread's from its gathering to its scattering; where there are fewer tiles than threads, they share
   // the rows of each.
   void forward_sparse(const MaskedForward<T>& p) {
-    compress(p.weight);
+    if (is_compressed()) compress(p.weight);
     const int64_t n_splits = (n_threads_ + tiles_.count - 1) / tiles_.count;
     if (n_splits > 1) gather_all(p.x, n_in_, &shared_.x);
     parallel_items(tiles_.count * n_splits, n_threads_, [&](int64_t item, int) {
@@ -206,7 +213,7 @@ class MaskedNetwork {
       own.y.resize(n_rows * width);
       start_rows(p, row, n_rows, own.y.data());
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
-        run_.sparse_forward(panel_of(panel, row, n_rows), x_tile + panel * network_.panel_width * width, width,
+        run_.sparse_forward(panel_of(p.weight, panel, row, n_rows), x_tile + panel * network_.panel_width * width, width,
                             own.y.data());
       }
       finish_rows(p, tile, row, n_rows, own.y.data());
@@ -215,14 +222,14 @@ class MaskedNetwork {
 
   // Each thread takes panels of columns, and walks all rows for them.
   void backward_sparse(const T* x, const T* weight, T* grad_x, T* grad_weight) {
-    if (grad_x != nullptr) compress(weight);
+    if (grad_x != nullptr && is_compressed()) compress(weight);
     if (grad_weight != nullptr) shared_.y.resize(network_.n_entries);
     T* dots = grad_weight == nullptr ? nullptr : shared_.y.data();
     parallel_items(network_.n_panels, n_threads_, [&](int64_t panel, int) {
       Scratch<T>& own = scratch<T>().own;
       const int64_t column = panel * network_.panel_width, width = tiles_.width;
       const int64_t n_columns = columns_of(panel);
-      const SparsePanel<T> rows = panel_of(panel, 0, n_out_);
+      const SparsePanel<T> rows = panel_of(weight, panel, 0, n_out_);
       own.x.resize(n_columns * width);
       // One tile for the other: each product has L1 for itself.
       for (int64_t tile = 0; tile < tiles_.count; ++tile) {
