@@ -43,8 +43,8 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
     subclasses of the two and parametrised ones; layers whose weight is read by another module, which would not see
     the mask (inside nn.MultiheadAttention and nn.TransformerEncoderLayer, or tied to an embedding). Modules and
     parameters that are shared stay shared. Masked layers that ``model`` has already keep their masks. A plain
-    ``nn.Sequential`` with a ReLU or a pooling behind a convolution becomes a :class:`FusedSequential`, which runs them
-    in one call.
+    ``nn.Sequential`` with layers that may run in one call, as a convolution and its ReLU, becomes a
+    :class:`FusedSequential`, which does that.
 
     Args:
         model: any module; it is not changed. An optimiser must be made of the copy's parameters.
