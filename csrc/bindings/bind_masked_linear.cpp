@@ -49,7 +49,7 @@ template <typename T>
 void chain_backward(int64_t batch, uintptr_t grad, const std::vector<BackwardLayer>& layers, uintptr_t grad_x,
                     int n_threads) {
   const pybind11::gil_scoped_release release;
-  static thread_local AlignedBuffer<T> between[2];  // layers, in turns: one is read while the other is written
+  AlignedBuffer<T> between[2];  // layers, in turns: one is read while the other is written
   for (size_t l = layers.size(); l-- > 0;) {
     const auto& [n_in, n_out, y, x, weight, mask, bias_mask, grad_weight, grad_bias] = layers[l];
     uintptr_t grad_below = grad_x;
