@@ -63,7 +63,7 @@ def cases(quick: bool, device: str) -> list[Case]:
     jobs, budget = (_cuda_jobs(quick), 0.14) if device == "cuda" else (_cpu_jobs(quick), 0.6)
     found = [Case("masked_linear", job.label, partial(_contenders, job, device), budget=budget) for job in jobs]
     for density in (0.1,) if quick or device == "cuda" else (0.01, 0.1, 1.0):
-        label = f"MLP {MLP}, B = {MLP_BATCH}, density {density:g}, fwd+bwd"
+        label = f"MLP {'-'.join(map(str, MLP))}, density {density:g}, fwd+bwd"
         found.append(Case("masked_linear", label, partial(_mlp, density, device), budget=budget))
     return found
 
