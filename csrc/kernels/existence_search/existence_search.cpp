@@ -1,17 +1,14 @@
-// The plain draw (the truth, and the baseline level), the search over tiles of candidates, and the thread that asks
-// whether to stop.
+// The plain draw (the truth, and the baseline level) and the search over tiles of candidates.
 #include "kernels/existence_search/existence_search.h"
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
-#include <future>
 #include <limits>
 #include <vector>
 
 #include "core/aligned_buffer.h"
-#include "core/parallel.h"
+#include "core/interruption.h"
 #include "core/philox.h"
 #include "core/simd_level.h"
 #include "kernels/best_match/best_match.h"
@@ -182,30 +179,18 @@ bool existence_search(const ExistenceSearchParams& p) {
   const int64_t run = static_cast<int64_t>(std::max(1.0, std::min(256.0, 2e5 / work)));
   const int n_threads = static_cast<int>(std::max(1.0, std::min<double>(p.n_threads, n_tiles * work / 2e5)));
   Search search(p, n_threads);
-  std::atomic<bool> is_stopped{false};
-  std::atomic<int64_t> n_done{0}, next{0};
-  auto search_all = [&] {
-    parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
-      for (int64_t begin = run * next++; begin < n_tiles && !is_stopped; begin = run * next++) {
-        const int64_t end = std::min(n_tiles, begin + run);
-        for (int64_t i = begin; i < end; ++i) search.search_tile(first_tile + i, worker);
-        n_done += (end - begin) * kCandidateTile;
-      }
-    });
-  };
-  if (n_tiles * work < 1e6) {
-    search_all();
-  } else {
-    // The calling thread only asks (Python's signals arrive there).
-    std::future<void> all = std::async(std::launch::async, search_all);
-    constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
-    while (all.wait_for(kBetweenLooks) != std::future_status::ready) {
-      if (!is_stopped && p.should_stop && p.should_stop(std::min(n_done.load(), p.n_candidates))) is_stopped = true;
+  Interruption interruption(p.should_stop);
+  std::atomic<int64_t> next{0};
+  const bool is_complete = run_interruptible(n_threads, interruption, [&](int worker) {
+    auto stop = [&] { return worker == 0 ? interruption.ask() : interruption.is_seen(); };
+    for (int64_t begin = run * next++; begin < n_tiles && !stop(); begin = run * next++) {
+      const int64_t end = std::min(n_tiles, begin + run);
+      for (int64_t i = begin; i < end; ++i) search.search_tile(first_tile + i, worker);
+      interruption.n_done += (end - begin) * kCandidateTile;
     }
-    all.get();
-  }
-  if (!is_stopped) search.write();
-  return !is_stopped;
+  });
+  if (is_complete) search.write();
+  return is_complete;
 }
 
 }  // namespace pns

@@ -4,15 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "core/flush_denormals.h"
-#include "core/parallel.h"
+#include "core/interruption.h"
 #include "core/simd_level.h"
 #include "kernels/mlp_trainer/network.h"
 
@@ -344,41 +342,6 @@ class NetworkTrainer {
   double beta1_power_ = 1, beta2_power_ = 1;  // to the number of updates
 };
 
-// Whether to stop. The calling thread asks between its steps, since Python's signals arrive there, and while it waits for
-// the others; the others see the answer.
-class Interruption {
- public:
-  Interruption(const MlpTrainerParams& p, int64_t n_weights)
-      : p_(p), each_(std::clamp<int64_t>(kWorkBetween / std::max<int64_t>(1, n_weights * p.batch_size), 1, 256)) {}
-
-  bool is_seen() const { return is_seen_.load(std::memory_order_relaxed); }
-  void stop() { is_seen_ = true; }
-
-  // By the calling thread, between steps. The clock, which takes a tenth of a small step, is read in every each_-th.
-  bool look(int64_t n_done) { return ++n_calls_ % each_ == 0 ? ask(n_done) : is_seen(); }
-
-  bool ask(int64_t n_done) {
-    if (is_seen() || !p_.should_stop) return is_seen();
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < kBetweenLooks) return false;
-    last_ = now;
-    const DenormalsAs as_before_the_call(denormals_);  // Python runs: a progress callback, a signal's handler
-    if (p_.should_stop(n_done)) stop();
-    return is_seen();
-  }
-
- private:
-  static constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
-  static constexpr int64_t kWorkBetween = 20'000'000;  // multiply-adds: about a millisecond at most
-
-  const MlpTrainerParams& p_;
-  const int64_t each_;
-  const unsigned denormals_ = DenormalsAs::mode();
-  int64_t n_calls_ = 0;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-  std::atomic<bool> is_seen_{false};
-};
-
 }  // namespace
 
 bool mlp_trainer(const MlpTrainerParams& p) {
@@ -391,27 +354,19 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   const int team_size = may_share ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step, team_size));
-  Interruption interruption(p, n_weights);
-  std::atomic<int64_t> n_done{0}, next{0};
-  std::atomic<int> n_working{0};
-  parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
+  // The clock, which takes a tenth of a small step, is read about every millisecond.
+  constexpr int64_t kWorkBetween = 20'000'000;  // multiply-adds
+  const int64_t each = std::clamp<int64_t>(kWorkBetween / std::max<int64_t>(1, n_weights * p.batch_size), 1, 256);
+  Interruption interruption(p.should_stop);
+  std::atomic<int64_t> next{0};
+  return run_interruptible(n_threads, interruption, [&](int worker) {
     const FlushDenormals flush;
-    auto stop = [&] { return worker == 0 ? interruption.look(n_done) : interruption.is_seen(); };
-    ++n_working;
-    try {
-      for (int64_t i = next++; i < p.n_networks && !stop(); i = next++) trainers[worker]->train(i, stop, &n_done);
-    } catch (...) {
-      interruption.stop();
-      --n_working;
-      throw;
-    }
-    --n_working;
-    while (worker == 0 && n_working > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      interruption.ask(n_done);
+    int64_t n_steps = 0;
+    auto stop = [&] { return worker == 0 && ++n_steps % each == 0 ? interruption.ask() : interruption.is_seen(); };
+    for (int64_t i = next++; i < p.n_networks && !stop(); i = next++) {
+      trainers[worker]->train(i, stop, &interruption.n_done);
     }
   });
-  return !interruption.is_seen();
 }
 
 void batch_order(int64_t n, int64_t seed, int64_t network, int64_t epoch, int64_t* order) {

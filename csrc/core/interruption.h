@@ -1,0 +1,70 @@
+// Long calls that Python may stop: Ctrl-C, or a progress callback that raises.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <thread>
+
+#include "core/flush_denormals.h"
+#include "core/parallel.h"
+
+namespace pns {
+
+// Whether to stop. The calling thread asks in between its work, since Python's signals arrive there, and while it waits
+// for the others; the others see the answer.
+class Interruption {
+ public:
+  // should_stop, or null, is asked every 50 ms with what is done.
+  explicit Interruption(const std::function<bool(int64_t)>& should_stop) : should_stop_(should_stop) {}
+
+  std::atomic<int64_t> n_done{0};
+
+  bool is_seen() const { return is_seen_.load(std::memory_order_relaxed); }
+  void stop() { is_seen_ = true; }
+
+  // By the calling thread.
+  bool ask() {
+    if (is_seen() || !should_stop_) return is_seen();
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < kBetweenLooks) return false;
+    last_ = now;
+    const DenormalsAs as_before_the_call(denormals_);  // Python runs: a progress callback, a signal's handler
+    if (should_stop_(n_done)) stop();
+    return is_seen();
+  }
+
+ private:
+  static constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
+
+  const std::function<bool(int64_t)>& should_stop_;
+  const unsigned denormals_ = DenormalsAs::mode();
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+  std::atomic<bool> is_seen_{false};
+};
+
+// f(worker) on every thread, where worker 0 is the calling one: it asks now and then, the others look at is_seen. Done
+// with its own, the calling thread goes on asking. False: stopped.
+template <typename F>
+bool run_interruptible(int n_threads, Interruption& interruption, F&& f) {
+  std::atomic<int> n_working{0};
+  parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
+    ++n_working;
+    try {
+      f(worker);
+    } catch (...) {
+      interruption.stop();
+      --n_working;
+      throw;
+    }
+    --n_working;
+    while (worker == 0 && n_working > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      interruption.ask();
+    }
+  });
+  return !interruption.is_seen();
+}
+
+}  // namespace pns
