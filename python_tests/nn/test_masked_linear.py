@@ -225,6 +225,7 @@ def _worker(rank, path):
     parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=True)
     parallel(torch.randn(4, 6)).sum().backward()
     torch.save((model.state_dict(), model[0].weight.grad, finalize(parallel).state_dict()), f"{path}/{rank}.pt")
+    torch.distributed.barrier()  # who is done first must not hang up on the other
     torch.distributed.destroy_process_group()
 
 
