@@ -32,19 +32,25 @@ inline void dense_block(const T* a, int64_t row_step, int64_t k_step, int64_t ro
                         int64_t stride, Finish&& finish) {
   using Vector = Vec<T, W>;
   Vector acc[R][V];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[r][v] = Vector::zero();
   }
   RowCursor<R, T> cursor(a + row * row_step, row_step);
 #pragma GCC unroll 2
   for (int64_t k = 0; k < n_k; ++k, x += stride, cursor.advance(k_step)) {
     Vector column[V];
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) column[v] = Vector::load(x + v * W);
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vector w = Vector::broadcast(cursor[r]);
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[r][v] = fma(w, column[v], acc[r][v]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) finish(row + r, acc[r]);
 }
 

@@ -31,20 +31,27 @@ inline void dense_gradient_block(const float* first_delta, int64_t stride, const
                                  int64_t i, float* g) {
   using Vector = Vec<float, W>;
   Vector acc[R][U];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[r][u] = Vector::zero();
   }
   RowCursor<R, float> delta(first_delta, stride);
   xt += i;
   for (int64_t b = 0; b < n_batch; ++b, xt += n, delta.advance(1)) {
     Vector x[U];
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) x[u] = Vector::load(xt + u * W);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vector d = Vector::broadcast(delta[r]);
+#pragma GCC unroll 8
       for (int u = 0; u < U; ++u) acc[r][u] = fma(d, x[u], acc[r][u]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[r][u].store(g + r * n + i + u * W);
   }
 }
