@@ -16,20 +16,27 @@ void filter_group(const FilterGroup& group, uint64_t* pass, float (*score)[kCand
   for (int g = 0; g < kTargets; ++g) pass[g] = 0;
   for (int at = 0; at < kCandidateTile; at += kVectors * W) {
     Vector dot[kTargets][kVectors], norm[kVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       norm[v] = Vector::zero();
+#pragma GCC unroll 4
       for (int g = 0; g < kTargets; ++g) dot[g][v] = Vector::zero();
     }
     for (int64_t k = 0; k < group.n_features; ++k) {
       const float* row = group.tile + int64_t{group.row[k]} * kCandidateTile + at;
       Vector m[kVectors];
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) m[v] = Vector::load(row + v * W);
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) norm[v] = fma(m[v], m[v], norm[v]);
+#pragma GCC unroll 4
       for (int g = 0; g < kTargets; ++g) {
         const Vector theta = Vector::broadcast(group.theta[g][k]);
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) dot[g][v] = fma(theta, m[v], dot[g][v]);
       }
     }
+#pragma GCC unroll 4
     for (int g = 0; g < kTargets; ++g) {
       const Vector threshold = Vector::broadcast(group.threshold[g]), tiny = Vector::broadcast(kTiny);
       Vector lead[kVectors], largest = tiny;
