@@ -31,7 +31,8 @@ LOSS_TOLERANCE = 1e-3  # of the mean loss over up to 60 steps
 EPOCH_TOLERANCE = 1e-2  # over 282 steps: one ReLU that rounding flips moves a network's loss by about 1e-3
 POPUP_TOLERANCE = 5e-3  # a score that crosses the threshold a step earlier changes the network
 DISTINCT = 16  # more networks are these again, in other batch orders: they take long to draw
-CURVE_STEPS, CURVE_LR = 60, 1e-4  # at 1e-3 rounding grows over 20 layers until no two trainers agree
+# At 1e-4 a ReLU that rounding flips moves a loss of 20 layers by 1% within 60 steps, at 1e-5 by 4e-5.
+CURVE_STEPS, CURVE_LR = 60, 1e-5
 CURVE_SAMPLES = 8960  # at most; 35 batches of 256
 JAX_NETWORK_STEPS = 4000  # in a curve, beyond these JAX would take the case's time for itself
 LARGEST_BYTES = 6 << 30  # of memory that a case of 10,000 networks takes
