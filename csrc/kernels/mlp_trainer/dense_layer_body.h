@@ -2,6 +2,8 @@
 // and their update while the first cache has them.
 #pragma once
 
+#include <type_traits>
+
 #include "core/dense_product.h"
 #include "core/vec.h"
 #include "kernels/mlp_trainer/network.h"
@@ -76,12 +78,18 @@ inline void dense_gradient_rows(Layer& layer, const float* xt, int64_t stride, i
 template <int W, typename Updater>
 inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride, int64_t n_batch, Share share,
                                   float* g, const Updater& updater) {
-  constexpr int R = W == 16 ? 4 : kGradientRows;
   const int64_t end = share.end(layer.n_out);
   int64_t row = share.begin(layer.n_out);
-  for (; row + R <= end; row += R) dense_gradient_rows<W, R>(layer, xt, stride, n_batch, row, g, updater);
-  for (; row + 2 <= end; row += 2) dense_gradient_rows<W, 2>(layer, xt, stride, n_batch, row, g, updater);
-  for (; row < end; ++row) dense_gradient_rows<W, 1>(layer, xt, stride, n_batch, row, g, updater);
+  const auto advance = [&](auto rows) {
+    constexpr int R = decltype(rows)::value;
+    for (; row + R <= end; row += R) dense_gradient_rows<W, R>(layer, xt, stride, n_batch, row, g, updater);
+  };
+  // 4 rows at a time leave less behind; but where xt does not stay in the first cache, more rows read it less often.
+  constexpr int64_t kMostNear = 8192;
+  if (W < 16 || n_batch * layer.row_stride > kMostNear) advance(std::integral_constant<int, kGradientRows>());
+  if (W == 16) advance(std::integral_constant<int, 4>());
+  advance(std::integral_constant<int, 2>());
+  advance(std::integral_constant<int, 1>());
 }
 
 }  // namespace
