@@ -3,9 +3,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <thread>
+#include <mutex>
 
 #include "core/flush_denormals.h"
 #include "core/parallel.h"
@@ -16,6 +17,8 @@ namespace pns {
 // for the others; the others see the answer.
 class Interruption {
  public:
+  static constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
+
   // should_stop, or null, is asked every 50 ms with what is done.
   explicit Interruption(const std::function<bool(int64_t)>& should_stop) : should_stop_(should_stop) {}
 
@@ -36,8 +39,6 @@ class Interruption {
   }
 
  private:
-  static constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
-
   const std::function<bool(int64_t)>& should_stop_;
   const unsigned denormals_ = DenormalsAs::mode();
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
@@ -48,20 +49,32 @@ class Interruption {
 // with its own, the calling thread goes on asking. False: stopped.
 template <typename F>
 bool run_interruptible(int n_threads, Interruption& interruption, F&& f) {
-  std::atomic<int> n_working{0};
+  std::mutex mutex;
+  std::condition_variable is_last;
+  int n_working = 0;
+  const auto leave = [&] {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (--n_working == 0) is_last.notify_one();
+  };
   parallel_items(n_threads, n_threads, [&](int64_t, int worker) {
-    ++n_working;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      ++n_working;
+    }
     try {
       f(worker);
     } catch (...) {
       interruption.stop();
-      --n_working;
+      leave();
       throw;
     }
-    --n_working;
-    while (worker == 0 && n_working > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    leave();
+    if (worker != 0) return;
+    std::unique_lock<std::mutex> lock(mutex);
+    while (!is_last.wait_for(lock, Interruption::kBetweenLooks, [&] { return n_working == 0; })) {
+      lock.unlock();  // Python runs
       interruption.ask();
+      lock.lock();
     }
   });
   return !interruption.is_seen();
