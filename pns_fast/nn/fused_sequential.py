@@ -82,11 +82,12 @@ def _run(together: list[nn.Module], input: Tensor) -> Tensor:
 
 
 def _tensors(layer: MaskedLinear) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Weight, bias and masks; by attribute, which takes Module longer, only where somebody has put others there."""
+    """Weight, bias and masks; by attribute, which takes a Module longer, only where somebody has put others there."""
     parameters, buffers = layer._parameters, layer._buffers
-    if "weight" in parameters and "bias" in parameters:
+    try:
         return parameters["weight"], buffers["weight_mask"], parameters["bias"], buffers["bias_mask"]
-    return layer.weight, layer.weight_mask, layer.bias, layer.bias_mask
+    except KeyError:
+        return layer.weight, layer.weight_mask, layer.bias, layer.bias_mask
 
 
 def _is_relu(modules: list[nn.Module], at: int) -> bool:

@@ -8,7 +8,8 @@
 namespace pns {
 namespace {
 
-// Accumulators stay in registers: 2 x 4 hide the latency of an FMA, 5 x 4 fit AVX-512's 32, 5 x 2 fit AVX2's 16.
+// Accumulators stay in registers: 2 x 4 hide the latency of an FMA, 5 x 4 fit AVX-512's 32, 5 x 2 fit AVX2's 16. Unrolled
+// for that, see core/dense_product.h.
 template <int W, int kTargets>
 void filter_group(const FilterGroup& group, uint64_t* pass, float (*score)[kCandidateTile]) {
   using Vector = Vec<float, W>;

@@ -26,6 +26,8 @@ inline void transpose_batch(const float* x, int64_t stride, int64_t n_in, int64_
   }
 }
 
+// Unrolled as dense_block is, see there.
+//
 // g[r][i + j] = sum over the batch of delta[r][b] * xt[b][i + j] for R rows and U vectors of weights; rows of xt and g
 // are n long.
 template <int W, int R, int U>
