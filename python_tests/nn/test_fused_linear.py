@@ -18,12 +18,12 @@ def one_thread(set_threads):
     set_threads(1)
 
 
-def network(*widths, density=0.2, bias=True, last=(), dtype=F32):
+def network(*widths, density=0.2, last=(), dtype=F32):
     """Masked linear layers with ReLUs between them, and ``last`` behind."""
     torch.manual_seed(0)
     modules = []
     for n_in, n_out in pairwise(widths):
-        modules += [nn.Linear(n_in, n_out, bias=bias), nn.ReLU()]
+        modules += [nn.Linear(n_in, n_out), nn.ReLU()]
     model = mask_model(nn.Sequential(*modules[:-1], *last).to(dtype))
     set_masks(model, {k: torch.rand(m.shape) < density for k, m in get_masks(model).items()})
     return model
@@ -94,7 +94,6 @@ def test_nothing_is_hidden_by_a_relu():
     x = batch(4, 3)
     x[2, 1] = torch.nan
     assert torch.equal(model(x).isnan(), one_by_one(model)(x).isnan())
-    assert torch.equal(*(each(x).isnan().sum() for each in (model, one_by_one(model))))
     got, expected = all_gradients(model, x), all_gradients(one_by_one(model), x)
     assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True))
 
