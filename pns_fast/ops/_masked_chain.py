@@ -117,10 +117,13 @@ def _gradients(ctx, grad: Tensor, x: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _differentiable_gradients(ctx, grad: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The same by autograd, layer by layer, and differentiable where that is asked for."""
+    """The same by autograd, layer by layer, and differentiable where that is asked for. Of views, one for each place: a
+    layer that is there twice gets what each place gives it, not twice what both give."""
     x, _, *kept = saved
-    y, rest, trained, is_differentiated = x, iter(kept), [], torch.is_grad_enabled()
+    is_differentiated = torch.is_grad_enabled()
     with torch.enable_grad():
+        x, rest = x.view_as(x), iter([t.view_as(t) for t in kept])
+        y, trained = x, []
         for has_bias, has_bias_mask, has_relu in ctx.kinds:
             weight, mask = next(rest), next(rest)
             bias = next(rest) if has_bias else None

@@ -173,9 +173,11 @@ class _EagerTail(torch.autograd.Function):
 
 
 def _tail_gradients(grad, x, weight, mask, bias, bias_mask, geometry, relu, window, wanted) -> list[Tensor | None]:
-    """By torch's own ReLU and pooling, differentiable again."""
+    """By torch's own ReLU and pooling, differentiable again. Of views: x may come of the same weight, whose gradient
+    from there is not this layer's to give."""
     is_differentiated = torch.is_grad_enabled()
     with torch.enable_grad():
+        x, weight, bias = (None if t is None else t.view_as(t) for t in (x, weight, bias))
         y = _tail(_conv(x, weight, mask, None, kept_bias(bias, bias_mask), *geometry), relu, window)
         inputs = [t for t, w in zip((x, weight, bias), wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, inputs, grad, create_graph=is_differentiated))

@@ -125,6 +125,21 @@ def test_second_derivatives():
     torch.autograd.gradgradcheck(model, x)
 
 
+def test_a_layer_that_is_there_twice():
+    layer = nn.Linear(6, 6)
+    model = mask_model(nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), layer))
+    model[0].set_mask(torch.rand(6, 6) < 0.6)
+    x = batch(9, 6).requires_grad_()
+    assert is_chain(model(x))
+    expected = all_gradients(one_by_one(model), x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, torch.clone):
+        through_hooks = all_gradients(model, x)
+    twice = torch.autograd.grad((model(x).sin() + 0.1).square().sum(), [x, *model.parameters()], create_graph=True)
+    for got in (all_gradients(model, x)[1:], through_hooks[1:], twice):
+        for a, b in zip(got, expected[1:], strict=True):
+            assert_close(a.detach(), b, "float32_gradient")
+
+
 def test_a_batch_of_upstream_gradients_and_a_negated_one():
     model, x = network(5, 9, 3), batch(6, 5).requires_grad_()
     y, wanted = model(x), [x, *model.parameters()]

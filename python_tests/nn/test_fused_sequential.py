@@ -150,6 +150,18 @@ def test_a_single_image_half_precision_and_tracing():
     assert torch.equal(half(x.bfloat16()), nn.Sequential(*half)(x.bfloat16()))
 
 
+def test_a_layer_that_is_there_twice_and_gradients_that_are_differentiated():
+    layer = conv(2, 2)
+    model, x = masked(layer, nn.ReLU(), layer, nn.ReLU(), density=0.6), images().requires_grad_()
+    results = []
+    for each in (model, nn.Sequential(*model)):
+        inputs = [x, *model.parameters()]
+        first = torch.autograd.grad(each(x).square().sum(), inputs, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), inputs)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6 * float(expected.detach().abs().max()))
+
+
 def test_training_a_vgg_gives_the_same_parameters_fused_and_not():
     model = pns.networks.image_network("vgg-small", 10, 1, width=0.25)
     fused = mask_model(model, pns.prune_module(model, "random", 0.1))
