@@ -63,7 +63,7 @@ void run(const std::vector<int64_t>& widths, int64_t n_networks, uintptr_t param
 
 void bind_mlp_trainer(pybind11::module_& m) {
   namespace py = pybind11;
-  m.attr("DENSE_FROM") = kDenseFrom;
+  m.def("mlp_dense_from", &mlp_dense_from, "Kept fraction from which a layer is dense, at the SIMD level in force.");
   m.attr("LOSSES") = py::dict(py::arg("cross_entropy") = static_cast<int>(Loss::kCrossEntropy),
                               py::arg("mse") = static_cast<int>(Loss::kMeanSquaredError));
   m.attr("OPTIMIZERS") = py::dict(py::arg("gradient") = static_cast<int>(Optimizer::kGradient),

@@ -196,7 +196,7 @@ def _run(tensors: dict, widths: list[int], **options):
     given = {name: None if t is None else t.contiguous() for name, t in tensors.items()}
     is_cuda, progress = given["parameters"].is_cuda, _take_progress()
     if options["dense_from"] is None:
-        options["dense_from"] = _native.cuda().MLP_DENSE_FROM if is_cuda else _native.cpu.DENSE_FROM
+        options["dense_from"] = _native.cuda().MLP_DENSE_FROM if is_cuda else _native.cpu.mlp_dense_from()
     for split in ("train", "test"):  # the kernels take either labels or targets
         y = given[f"y_{split}"]
         is_label = y.dtype == torch.int64

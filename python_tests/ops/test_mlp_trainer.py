@@ -265,11 +265,12 @@ def test_alone_in_a_batch_and_with_two_threads_are_bitwise_equal(simd_level, set
 
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
-def test_threads_that_share_one_network_change_nothing(simd_level, set_threads, density):
+@pytest.mark.parametrize("widths", [(3, 301, 299, 4), (3, 308, 290, 4)], ids=str)
+def test_threads_that_share_one_network_change_nothing(simd_level, set_threads, widths, density):
     # weights times batch above network.h's kSharedFrom; widths that no number of threads or lanes divides
     batch_size = int(160 / density)
-    case = Case((3, 301, 299, 4), "mse", density, n=batch_size + 40, batch_size=batch_size, n_networks=1, n_datasets=1)
-    assert density * 301 * 299 * batch_size > 13_000_000
+    case = Case(widths, "mse", density, n=batch_size + 40, batch_size=batch_size, n_networks=1, n_datasets=1)
+    assert density * widths[1] * widths[2] * batch_size > 13_000_000
     alone = train(case, ADAM, 2)
     for n in (2, 3, 5):
         set_threads(n)

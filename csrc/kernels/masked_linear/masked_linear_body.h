@@ -199,10 +199,11 @@ void dense_rows(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, in
     constexpr int V = vectors < kMost ? vectors : kMost;
     const auto run = [&](auto first) {
       for (int b = 0; b < kWidth; b += V * W) {
-        dense_product<W, V>(a, row_step, k_step, 0, n_rows, n_k, x + b, kWidth, [&](int64_t row, const Vector* acc) {
+        const auto finish = [&](int64_t row, const Vector* acc) {
           T* out = y + row * kWidth + b;
           for (int v = 0; v < V; ++v) (first ? acc[v] : acc[v] + Vector::load(out + v * W)).store(out + v * W);
-        });
+        };
+        dense_product<W, V>(0, n_rows, x + b, kWidth, finish, DenseMatrix<T>{a, row_step, k_step, n_k});
       }
     };
     is_first ? run(std::true_type()) : run(std::false_type());

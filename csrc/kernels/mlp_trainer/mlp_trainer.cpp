@@ -133,7 +133,7 @@ StepFunctions step_functions() {
     default: break;
   }
 #endif
-  return {false, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::select, PlainStep::epoch_order};
+  return {0, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::select, PlainStep::epoch_order};
 }
 
 // One data set of the call: row-major samples.
@@ -159,7 +159,7 @@ class NetworkTrainer {
   // False: stopped. Adds to n_done every epoch that is finished or skipped.
   template <typename Stop>
   bool train(int64_t i, Stop&& stop, std::atomic<int64_t>* n_done) {
-    net_.load(p_, i, step_.has_dense);
+    net_.load(p_, i, step_.lanes);
     n_parameters_ = net_.layers.back().bias_at + net_.layers.back().n_out;
     start_outputs(i);
     order_.resize(p_.n_train);
@@ -344,13 +344,15 @@ class NetworkTrainer {
 
 }  // namespace
 
+double mlp_dense_from() { return step_functions().lanes == kMaxLanes ? kDenseFromAvx512 : kDenseFromAvx2; }
+
 bool mlp_trainer(const MlpTrainerParams& p) {
   const StepFunctions step = step_functions();
   const int n_threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(p.n_threads, p.n_networks)));
   // Threads that are left over join in where a network may be large enough: its steps are then shared.
   int64_t n_weights = 0;
   for (int64_t l = 0; l < p.n_layers; ++l) n_weights += p.widths[l + 1] * padded(p.widths[l]);
-  const bool may_share = step.has_dense && n_weights * padded(std::min(p.batch_size, p.n_train)) >= kSharedFrom;
+  const bool may_share = step.lanes > 0 && n_weights * padded(std::min(p.batch_size, p.n_train)) >= kSharedFrom;
   const int team_size = may_share ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
   for (int t = 0; t < n_threads; ++t) trainers.push_back(std::make_unique<NetworkTrainer>(p, step, team_size));

@@ -15,7 +15,7 @@
 // A thread owns a network from its first to its last step; threads beyond the number of networks share the steps of
 // one, by rows or parts of the batch, where a step is long enough. Every sum is made in one order: nothing depends on the
 // number of threads or on what else is in the call. Per layer the time follows the kept weights (compressed) or, above
-// kDenseFrom, a register-blocked dense path. State of a 100-wide network: about 400 KB dense, 30 KB at density 0.01: it
+// dense_from, a register-blocked dense path. State of a 100-wide network: about 400 KB dense, 30 KB at density 0.01: it
 // stays in L2.
 #pragma once
 
@@ -29,10 +29,11 @@ enum class Optimizer { kGradient, kSgd, kAdam };  // kGradient: one batch; param
 // Per epoch: lr, lr (1 + cos(pi epoch / epochs)) / 2, or lr gamma^(epoch / step_epochs) with an integer quotient.
 enum class Schedule { kConstant, kCosine, kStep };
 
-// From this kept fraction on a layer takes the dense path: of padded rows, and of four more (Network::load). Measured at
-// 100 x 100 (0.57 is density 0.66), batch 32, AVX-512, a step of a Circle network: density 0.6 takes 18.7 us compressed and
-// 21.6 dense, 0.7 takes 22.2 and 21.3. On AVX2 they meet near density 0.88.
-constexpr double kDenseFrom = 0.57;
+// From this kept fraction on a layer takes the dense path: of what it stores, and of four more rows (Network::load).
+// Measured at 100 x 100, batch 32, a step of a Circle network on a Zen 5: compressed and dense meet at density 0.645 with
+// AVX-512 (0.6: 19.4 and 21.5 us, 0.7: 23.4 and 21.4), at 0.85 with AVX2 (0.7: 32 and 40 us).
+constexpr double kDenseFromAvx512 = 0.62, kDenseFromAvx2 = 0.79;
+double mlp_dense_from();  // of the SIMD level in force
 
 struct MlpTrainerParams {
   int64_t n_networks, n_layers;

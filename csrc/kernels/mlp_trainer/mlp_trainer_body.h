@@ -62,12 +62,14 @@ struct MlpStep {
         }
       };
       if (layer.is_dense) {
-        dense_product<W, V>(layer.weight.data(), layer.row_stride, 1, share.begin(layer.n_out), share.end(layer.n_out),
-                            layer.n_in, x + at, stride, finish);
+        const int64_t n = std::min(layer.row_stride, layer.n_in);
+        const DenseMatrix<float> rows{layer.weight.data(), layer.row_stride, 1, n};
+        const DenseMatrix<float> tails{layer.weight.data() + layer.tail_at(), Layer::kTail, 1, layer.n_in - n};
+        dense_product<W, V>(share.begin(layer.n_out), share.end(layer.n_out), x + at, stride, finish, rows, tails);
       } else if (layer.n_entries == layer.n_out * layer.n_in) {
         // By columns, as a compressed layer's weights lie, all of them are a matrix too.
-        dense_product<W, V>(layer.weight.data(), 1, layer.n_out, share.begin(layer.n_out), share.end(layer.n_out),
-                            layer.n_in, x + at, stride, finish);
+        const DenseMatrix<float> columns{layer.weight.data(), 1, layer.n_out, layer.n_in};
+        dense_product<W, V>(share.begin(layer.n_out), share.end(layer.n_out), x + at, stride, finish, columns);
       } else {
         const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(),
                                      layer.weight.data(), layer.row_entry.data()};
@@ -183,7 +185,7 @@ struct MlpStep {
     Layer& layer = net.layers[l];
     if (layer.is_dense) {
       float* transposed = net.transposed(share.member);
-      transpose_batch<W>(net.layer_input(l), net.batch_stride, layer.n_in, layer.row_stride, n_batch, transposed);
+      transpose_batch<W>(layer, net.layer_input(l), net.batch_stride, n_batch, transposed);
       dense_gradient_update<W>(layer, transposed, net.batch_stride, n_batch, share, net.gradient(share.member), updater);
     } else {
       sparse_update(net, l, n_batch, share, updater);
@@ -242,8 +244,12 @@ struct MlpStep {
           select(Vector::load(output + k) > Vector::zero(), acc[v], Vector::zero()).store(delta_below + k);
         }
       };
-      dense_product<W, V>(layer.weight.data(), 1, layer.row_stride, share.begin(layer.n_in), share.end(layer.n_in),
-                          layer.n_out, layer.delta.data() + at, stride, finish);
+      const int64_t begin = share.begin(layer.n_in), end = share.end(layer.n_in), n = layer.row_stride;
+      const float* delta = layer.delta.data() + at;
+      const DenseMatrix<float> rows{layer.weight.data(), 1, n, layer.n_out};
+      const DenseMatrix<float> tails{layer.weight.data() + layer.tail_at() - n, 1, Layer::kTail, layer.n_out};
+      dense_product<W, V>(begin, std::min(end, n), delta, stride, finish, rows);
+      dense_product<W, V>(std::max(begin, n), end, delta, stride, finish, tails);
     });
   }
 
@@ -329,7 +335,7 @@ struct MlpStep {
 template <int W>
 StepFunctions step_functions() {
   using Step = MlpStep<W>;
-  return {true, Step::forward, Step::loss, Step::backward, Selection<W>::run, Step::epoch_order};
+  return {W, Step::forward, Step::loss, Step::backward, Selection<W>::run, Step::epoch_order};
 }
 
 }  // namespace

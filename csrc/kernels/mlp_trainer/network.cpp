@@ -102,6 +102,14 @@ void fill_columns(Layer& layer, int64_t batch_stride) {
   }
 }
 
+// Whole vectors; with 16 lanes and up to kTail columns more, those lie apart. Edge-popup's selection goes through whole rows.
+int64_t row_stride(int64_t n_in, int lanes, bool is_edge_popup) {
+  if (lanes == 0) return n_in;
+  const int64_t rest = n_in % lanes;
+  if (rest == 0) return n_in;
+  return n_in > lanes && lanes == 16 && rest <= Layer::kTail && !is_edge_popup ? n_in - rest : n_in - rest + lanes;
+}
+
 void fill_values(Layer& layer, const float* parameters, const uint8_t* mask, const float* scores) {
   const int64_t n = layer.n_stored(), n_bias = padded(layer.n_live);
   layer.is_edge_popup = scores != nullptr;
@@ -163,7 +171,7 @@ void ScorePart::write_mask(uint8_t* mask) const {
   }
 }
 
-void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
+void Network::load(const MlpTrainerParams& p, int64_t i, int lanes) {
   layers.resize(p.n_layers);
   n_inputs = p.widths[0];
   batch_stride = padded(std::min(p.batch_size, std::max(p.n_train, int64_t{1})));
@@ -173,10 +181,10 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
   for (int64_t l = 0; l < p.n_layers; ++l) {
     Layer& layer = layers[l];
     layer.n_in = p.widths[l], layer.n_out = p.widths[l + 1];
-    layer.row_stride = padded(layer.n_in);
+    layer.row_stride = row_stride(layer.n_in, lanes, p.scores != nullptr);
     layer.weight_at = at, layer.bias_at = at + layer.n_out * layer.n_in;
     at = layer.bias_at + layer.n_out;
-    widest = std::max(widest, layer.row_stride);
+    widest = std::max(widest, padded(layer.n_in));
   }
   const float* parameters = p.parameters + i * at;
   const float* scores = p.scores == nullptr ? nullptr : p.scores + i * at;
@@ -190,8 +198,8 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
     drop_dead(layer, live.reaches_output[l], live.can_be_nonzero[l]);
     // The dense path works on padded rows: a layer of 2 inputs would do 16 columns' work. What it does once an input, as
     // transposing it, is some four rows' work.
-    layer.is_dense = allow_dense && layer.n_entries > 0 &&
-                     layer.n_entries >= p.dense_from * (layer.n_out + 4) * layer.row_stride;
+    layer.is_dense = lanes > 0 && layer.n_entries > 0 &&
+                     layer.n_entries >= p.dense_from * (layer.n_out + 4) * std::max(layer.row_stride, layer.n_in);
     if (layer.is_dense) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
@@ -199,7 +207,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, bool allow_dense) {
       fill_columns(layer, batch_stride);
     }
     most_stored = std::max(most_stored, layer.is_dense ? 0 : layer.n_stored());
-    n_multiplied += layer.is_dense ? layer.n_out * layer.row_stride : layer.n_entries;
+    n_multiplied += layer.is_dense ? layer.n_stored() : layer.n_entries;
     const int32_t last = layer.n_live > 0 ? layer.live[layer.n_live - 1] : 0;
     std::fill(layer.live.data() + layer.n_live, layer.live.data() + padded(layer.n_live), last);
     fill_values(layer, parameters, mask, scores);

@@ -4,6 +4,7 @@
 // zero deltas. Buffers are owned by Network and reused by a thread from one network to the next.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -56,8 +57,12 @@ struct Layer {
   AlignedBuffer<int32_t> flat;                   // [entries], positions among the layer's weights in the flat layout
   AlignedBuffer<int64_t> row_begin;              // [n_live + 1]
   AlignedBuffer<int32_t> row_entry, row_column;  // [entries], in row order
-  // Dense: rows of row_stride = padded(n_in).
+  // Dense: rows of row_stride. What n_in is more than row_stride, up to kTail columns, lies behind all rows, [n_out][kTail]:
+  // padded to a vector like the rest, the 4 last columns of 100 would cost as much as 16 do.
   int64_t row_stride = 0;
+  static constexpr int64_t kTail = 4;
+  bool has_tail() const { return row_stride < n_in; }
+  int64_t tail_at() const { return n_out * row_stride; }
 
   // weight and bias are what the products read.
   AlignedBuffer<float> weight, score, factor, state;
@@ -72,12 +77,16 @@ struct Layer {
 
   AlignedBuffer<float> output, delta;  // [n_out][batch_stride]
 
-  int64_t n_stored() const { return is_dense ? n_out * row_stride : padded(n_entries); }
+  int64_t n_stored() const {
+    return is_dense ? tail_at() + (has_tail() ? padded(n_out * kTail) : 0) : padded(n_entries);
+  }
   // f(k, at): stored weight k lies at `at` in the flat layout.
   template <typename F>
   void for_each_stored(F&& f) const {
     for (int64_t o = 0; is_dense && o < n_out; ++o) {
-      for (int64_t i = 0; i < n_in; ++i) f(o * row_stride + i, weight_at + o * n_in + i);
+      const int64_t at = weight_at + o * n_in, n = std::min(n_in, row_stride);
+      for (int64_t i = 0; i < n; ++i) f(o * row_stride + i, at + i);
+      for (int64_t i = n; i < n_in; ++i) f(tail_at() + o * kTail + i - n, at + i);
     }
     for (int64_t k = 0; !is_dense && k < n_entries; ++k) f(k, weight_at + flat[k]);
   }
@@ -148,8 +157,8 @@ struct Network {
   }
 
   explicit Network(int n_threads) : team(n_threads) {}
-  // Takes over network i of the call.
-  void load(const MlpTrainerParams& p, int64_t i, bool allow_dense);
+  // Takes over network i of the call; lanes: of the step functions' dense path.
+  void load(const MlpTrainerParams& p, int64_t i, int lanes);
   // Writes the trained values (or gradients) of kept parameters into the flat array.
   void store(float* flat) const;
   const float* layer_input(size_t l) const { return l == 0 ? input.data() : layers[l - 1].output.data(); }
@@ -162,7 +171,7 @@ struct UpdateRule {
 };
 
 struct StepFunctions {
-  bool has_dense;
+  int lanes;  // of a vector; 0: there is no dense path
   // Outputs of every layer for n_batch samples of `input`.
   void (*forward)(Network& net, int64_t n_batch);
   // Sum of the samples' losses; with write_delta the last layer's delta, the gradient of the batch mean.
