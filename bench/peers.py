@@ -159,6 +159,11 @@ def search_by_numpy(theta: Tensor, n: int, eps: float, init: str, chunk: int) ->
 # ---- masked_linear
 
 
+def mask_forms(mask: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What dense peers may multiply by: a mask of the weights' dtype needs no conversion, a bool one is smaller."""
+    return {"bool mask": mask, "float mask": mask.to(weight.dtype)}
+
+
 def dense_linear(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return F.linear(x, weight * mask)
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import peers
 import torch
-from harness import Case, Contender, differs
+from harness import Case, Contender, differs, fastest
 from torch import Tensor, nn
 
 import pns_fast as pns
@@ -104,9 +104,9 @@ def _contenders(job: Job, device: str) -> list[Contender]:
         work=flops * int(mask.sum()),
         is_ours=True,
     )
-    dense = Contender(
-        "torch F.conv2d(x, w * m)", task(peers.dense_conv, x, weight, mask, grad), work=flops * mask.numel()
-    )
+    forms = peers.mask_forms(mask, weight).items()
+    form, dense = fastest({kind: task(peers.dense_conv, x, weight, m, grad) for kind, m in forms}, device)
+    dense = Contender("torch F.conv2d(x, w * m)", dense, work=flops * mask.numel(), note=form)
     return [ours, replace(dense, check=partial(_same, ours.run()))]
 
 

@@ -104,12 +104,13 @@ def _contenders(job: Job, device: str) -> list[Contender]:
     mask = torch.rand(weight.shape, **make) < job.density
     task = _both if job.has_backward else _forward
     ours = task(_indexed_anew if job.is_new else ops.masked_linear, x, weight, mask, grad)
-    dense = task(peers.dense_networks if lead else peers.dense_linear, x, weight, mask, grad)
+    dense = partial(task, peers.dense_networks if lead else peers.dense_linear, x, weight, grad=grad)
+    form, dense = fastest({kind: dense(mask=m) for kind, m in peers.mask_forms(mask, weight).items()}, device)
     products = (6.0 if job.has_backward else 2.0) * job.batch
     kept, name = products * int(mask.sum()), "torch bmm(x, w * m)" if lead else "torch F.linear(x, w * m)"
     found = [
         Contender("pns_fast.ops.masked_linear", ours, work=kept, is_ours=True),
-        Contender(name, dense, work=products * mask.numel()),
+        Contender(name, dense, work=products * mask.numel(), note=form),
     ]
     if lead:
         found.append(Contender("torch CSR", None, note="CSR has no batched product"))

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -20,13 +21,28 @@ void forward(int64_t n_networks, int64_t batch, int64_t n_in, int64_t n_out, uin
                             as_pointer<T>(y), n_threads});
 }
 
+// Entries of a mask from which its backward is given what the forward found out.
+constexpr int64_t kKeptFrom = 1 << 18;
+
+// The same of one network, for a backward to come: what it is to be given, or None.
+template <typename T>
+std::unique_ptr<KeptWeights<T>> first_forward(int64_t batch, int64_t n_in, int64_t n_out, uintptr_t x, uintptr_t weight,
+                                              uintptr_t mask, uintptr_t bias, uintptr_t bias_mask, uintptr_t y,
+                                              int n_threads) {
+  auto keep = n_in * n_out < kKeptFrom ? nullptr : std::make_unique<KeptWeights<T>>();
+  masked_linear_forward<T>({1, batch, n_in, n_out, as_pointer<T>(x), as_pointer<T>(weight), as_pointer<uint8_t>(mask),
+                            as_pointer<T>(bias), as_pointer<uint8_t>(bias_mask), false, as_pointer<T>(y), n_threads,
+                            keep.get()});
+  return keep;
+}
+
 template <typename T>
 void backward(int64_t n_networks, int64_t batch, int64_t n_in, int64_t n_out, uintptr_t grad, uintptr_t y, uintptr_t x,
               uintptr_t weight, uintptr_t mask, uintptr_t bias_mask, uintptr_t grad_x, uintptr_t grad_weight,
-              uintptr_t grad_bias, int n_threads) {
+              uintptr_t grad_bias, int n_threads, const KeptWeights<T>* kept) {
   masked_linear_backward<T>({n_networks, batch, n_in, n_out, as_pointer<T>(grad), as_pointer<T>(y), as_pointer<T>(x),
                              as_pointer<T>(weight), as_pointer<uint8_t>(mask), as_pointer<uint8_t>(bias_mask),
-                             as_pointer<T>(grad_x), as_pointer<T>(grad_weight), as_pointer<T>(grad_bias), n_threads});
+                             as_pointer<T>(grad_x), as_pointer<T>(grad_weight), as_pointer<T>(grad_bias), n_threads, kept});
 }
 
 // A layer of a chain: (I, O, weight, mask, bias, bias_mask, has_relu, y).
@@ -57,7 +73,8 @@ void chain_backward(int64_t batch, uintptr_t grad, const std::vector<BackwardLay
       between[l % 2].resize(batch * n_in);
       grad_below = reinterpret_cast<uintptr_t>(between[l % 2].data());
     }
-    backward<T>(1, batch, n_in, n_out, grad, y, x, weight, mask, bias_mask, grad_below, grad_weight, grad_bias, n_threads);
+    backward<T>(1, batch, n_in, n_out, grad, y, x, weight, mask, bias_mask, grad_below, grad_weight, grad_bias, n_threads,
+                nullptr);
     grad = grad_below;
   }
 }
@@ -65,6 +82,10 @@ void chain_backward(int64_t batch, uintptr_t grad, const std::vector<BackwardLay
 }  // namespace
 
 void bind_masked_linear(pybind11::module_& m) {
+  pybind11::class_<KeptWeights<float>>(m, "KeptWeightsF32");
+  pybind11::class_<KeptWeights<double>>(m, "KeptWeightsF64");
+  m.def("masked_linear_first_forward_f32", &first_forward<float>, ReleaseGil());
+  m.def("masked_linear_first_forward_f64", &first_forward<double>, ReleaseGil());
   m.def("masked_linear_forward_f32", &forward<float>, ReleaseGil());
   m.def("masked_linear_forward_f64", &forward<double>, ReleaseGil());
   m.def("masked_linear_backward_f32", &backward<float>, ReleaseGil());

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .. import _native
 from . import _memory
 from ._library import is_transformed, pointer
 from ._masked_product import BACKWARD, FORWARD
@@ -18,6 +19,10 @@ def _plain_keys() -> frozenset[int]:
         return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cpu")))
 
 
+_FIRST_FORWARD = {
+    torch.float32: _native.cpu.masked_linear_first_forward_f32,
+    torch.float64: _native.cpu.masked_linear_first_forward_f64,
+}
 _dispatch_keys = torch._C._dispatch_keys
 _TYPES, _KEYS = frozenset((Tensor, Parameter)), _plain_keys()
 
@@ -77,10 +82,27 @@ def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_m
     return y
 
 
+def first_product(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None
+) -> tuple[Tensor, object]:
+    """The same, and for ``gradients``, if the weights are many, the mask's pattern and the kept weights of now; else
+    None."""
+    (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
+    y = _memory.empty((batch, n_out), dtype)
+    read = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), pointer(bias_mask)
+    return y, _FIRST_FORWARD[dtype](batch, n_in, n_out, *read, y.data_ptr(), torch.get_num_threads())
+
+
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, bias_mask: Tensor | None, wanted: tuple[bool, bool, bool]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias_mask: Tensor | None,
+    wanted: tuple[bool, bool, bool],
+    kept: object,
 ) -> tuple[Tensor | None, ...]:
-    """Of x, weight and bias, None where not wanted."""
+    """Of x, weight and bias, None where not wanted. ``kept``: None, or what first_product gave for weight and mask."""
     (batch, n_in), n_out, dtype = x.shape, weight.shape[0], x.dtype
     wants_x, wants_weight, wants_bias = wanted
     grad_x = _memory.empty_like(x) if wants_x else None
@@ -88,5 +110,5 @@ def gradients(
     grad_bias = _memory.empty((n_out,), dtype) if wants_bias else None
     read = grad.data_ptr(), 0, x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias_mask)
     written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
-    BACKWARD[dtype](1, batch, n_in, n_out, *read, *written, torch.get_num_threads())
+    BACKWARD[dtype](1, batch, n_in, n_out, *read, *written, torch.get_num_threads(), kept)
     return grad_x, grad_weight, grad_bias

@@ -88,7 +88,7 @@ def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bia
     weight = None if weight is None else weight.contiguous()
     read = grad.data_ptr(), 0, pointer(x), pointer(weight), mask.data_ptr(), 0
     written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
-    BACKWARD[grad.dtype](*_sizes(grad, mask), *read, *written, torch.get_num_threads())
+    BACKWARD[grad.dtype](*_sizes(grad, mask), *read, *written, torch.get_num_threads(), None)
 
 
 def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:

@@ -110,11 +110,13 @@ class _PlainProduct(torch.autograd.Function):
     def forward(ctx, x, weight, mask, bias, bias_mask):
         ctx.save_for_backward(x, weight, mask, bias_mask)
         ctx.addresses = _addresses(x, weight, mask, bias_mask)
-        return _masked_plain.product(x, weight, mask, bias, bias_mask)
+        y, ctx.kept = _masked_plain.first_product(x, weight, mask, bias, bias_mask)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, mask, bias_mask = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None  # its memory goes with that of the saved tensors
         wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
         wanted = (wants_x, wants_weight, wants_bias)
         if (
@@ -126,7 +128,8 @@ class _PlainProduct(torch.autograd.Function):
             # A hook on saved tensors may have brought others than were checked.
             and _addresses(x, weight, mask, bias_mask) == ctx.addresses
         ):
-            grad_x, grad_weight, grad_bias = _masked_plain.gradients(grad, x, weight, mask, bias_mask, wanted)
+            grads = _masked_plain.gradients(grad, x, weight, mask, bias_mask, wanted, kept)
+            grad_x, grad_weight, grad_bias = grads
         else:
             grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
             grad_bias = kept_bias(grad_bias, bias_mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pns_fast import reference
 
-# Inputs 1 and 4 more than whole vectors, which the dense path stores apart, with 1, 2, 3 and 0 rows left over from fours.
+# 1 and 4 inputs more than whole vectors, which the dense path stores apart; 0, 1, 2 and 3 rows left over from fours.
 WIDTHS = ((2, 33, 22, 4), (1, 7, 1), (3, 100, 100, 3), (5, 17, 5), (6, 3))
 SGD = {"optimizer": "sgd", "lr": 0.05, "beta1": 0.9, "weight_decay": 5e-4}
 ADAM = {"optimizer": "adam", "lr": 1e-3, "beta1": 0.9}

@@ -29,6 +29,29 @@ def test_it_is_the_registered_op(dtype, density):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("batch", [30, 70])
+@pytest.mark.parametrize("density", [0.01, 0.1, 0.3, 0.6])
+def test_a_large_backward_takes_what_the_forward_kept(simd_level, batch, density):
+    x, weight, mask, _ = layer(batch, n_in=600, n_out=500, dtype=F32, density=density)  # kKeptFrom: 2^18 weights
+    leaves, upstream = [t.clone().requires_grad_() for t in (x, weight)], torch.randn(batch, 500)
+    expected = torch.autograd.grad(registered(leaves[0], leaves[1], mask), leaves, upstream)
+    y = ops.masked_linear(leaves[0], leaves[1], mask)
+    for _ in range(2):  # the second finds out again
+        got = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_large_weight_set_past_autograd_between_forward_and_backward():
+    x, weight, mask, _ = layer(70, n_in=600, n_out=500, dtype=F32, density=0.1)
+    leaves, upstream = [t.clone().requires_grad_() for t in (x, weight)], torch.randn(70, 500)
+    expected = torch.autograd.grad(ops.masked_linear(leaves[0], leaves[1], mask), leaves, upstream)
+    y = ops.masked_linear(leaves[0], leaves[1], mask)
+    leaves[1].data.zero_()
+    mask.data.logical_not_()
+    got = torch.autograd.grad(y, leaves, upstream)  # of what the forward read, as that of F.linear(x, w * m) is
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_inference_mode():
     x, weight, mask, bias = sizes()
     with torch.inference_mode():

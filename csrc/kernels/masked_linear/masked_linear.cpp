@@ -128,11 +128,12 @@ void masked_linear_forward(const MaskedForward<T>& p) {
   if (p.n_networks * p.batch * p.n_out == 0) return;
   advise_huge_pages(p.y, p.n_networks * p.batch * p.n_out * sizeof(T));
   const auto pattern = mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
+  if (p.keep != nullptr) p.keep->pattern = pattern;
   const int64_t plane = p.n_out * p.n_in, n_x = p.batch * p.n_in, n_y = p.batch * p.n_out;
   for_networks<T>(*pattern, p.batch, p.n_threads, [&](int64_t n, int n_threads) {
     MaskedNetwork<T>(level_functions<T>(), *pattern, n, p.batch, n_threads)
         .forward({1, p.batch, p.n_in, p.n_out, p.x + n * n_x, p.weight + n * plane, p.mask + n * plane,
-                  at(p.bias, n * p.n_out), at(p.bias_mask, n * p.n_out), p.has_relu, p.y + n * n_y, n_threads});
+                  at(p.bias, n * p.n_out), at(p.bias_mask, n * p.n_out), p.has_relu, p.y + n * n_y, n_threads, p.keep});
   });
 }
 
@@ -140,12 +141,13 @@ template <typename T>
 void masked_linear_backward(const MaskedBackward<T>& p) {
   const int64_t plane = p.n_out * p.n_in, n_x = p.batch * p.n_in, n_y = p.batch * p.n_out;
   if (p.grad_weight != nullptr) claim_huge_pages(p.grad_weight, p.n_networks * plane * sizeof(T), p.n_threads);
-  const auto pattern = mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
+  const auto pattern = p.kept != nullptr ? p.kept->pattern
+                                         : mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
   for_networks<T>(*pattern, p.batch, p.n_threads, [&](int64_t n, int n_threads) {
     MaskedNetwork<T>(level_functions<T>(), *pattern, n, p.batch, n_threads)
         .backward({1, p.batch, p.n_in, p.n_out, p.grad + n * n_y, at(p.y, n * n_y), at(p.x, n * n_x),
                    at(p.weight, n * plane), p.mask + n * plane, at(p.bias_mask, n * p.n_out), at(p.grad_x, n * n_x),
-                   at(p.grad_weight, n * plane), at(p.grad_bias, n * p.n_out), n_threads});
+                   at(p.grad_weight, n * plane), at(p.grad_bias, n * p.n_out), n_threads, p.kept});
   });
 }
 

@@ -75,7 +75,7 @@ class MaskedNetwork {
     if (network_.is_dense) {
       backward_dense(p.x, p.weight, p.mask, p.grad_x, p.grad_weight);
     } else {
-      backward_sparse(p.x, p.weight, p.grad_x, p.grad_weight);
+      backward_sparse(p);
     }
   }
 
@@ -127,17 +127,19 @@ class MaskedNetwork {
   }
 
   // The kept weights in the entries' order: every tile of the batch reads them.
-  void compress(const T* weight) {
-    shared_.weight.resize(network_.n_entries);
+  void compress(const T* weight, AlignedBuffer<T>& into) {
+    into.resize(network_.n_entries);
+    T* const kept = into.data();
+    compressed_ = kept;
     for_weight_rows([&](int64_t o) {
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
         const int64_t at = o * n_in_ + panel * network_.panel_width;
         if (network_.has_many) {
-          run_.compress(bits_, first_bit_ + at, columns_of(panel), weight + at, shared_.weight.data() + begin[0]);
+          run_.compress(bits_, first_bit_ + at, columns_of(panel), weight + at, kept + begin[0]);
           continue;
         }
-        for (uint32_t k = begin[0]; k < begin[1]; ++k) shared_.weight[k] = weight[at + network_.column[k]];
+        for (uint32_t k = begin[0]; k < begin[1]; ++k) kept[k] = weight[at + network_.column[k]];
       }
     });
   }
@@ -177,7 +179,7 @@ class MaskedNetwork {
 
   SparsePanel<T> panel_of(const T* weight, int64_t panel, int64_t row, int64_t n_rows) const {
     return {n_rows, network_.begin.data() + panel * n_out_ + row, network_.column.data(),
-            is_compressed() ? shared_.weight.data() : nullptr,
+            compressed_,
             weight == nullptr ? nullptr : weight + row * n_in_ + panel * network_.panel_width, n_in_};
   }
 
@@ -197,7 +199,7 @@ class MaskedNetwork {
   // A tile is one thread's from its gathering to its scattering; where there are fewer tiles than threads, they share
   // the rows of each.
   void forward_sparse(const MaskedForward<T>& p) {
-    if (is_compressed()) compress(p.weight);
+    if (is_compressed()) compress(p.weight, p.keep != nullptr ? p.keep->weight : shared_.weight);
     const int64_t n_splits = (n_threads_ + tiles_.count - 1) / tiles_.count;
     if (n_splits > 1) gather_all(p.x, n_in_, &shared_.x);
     parallel_items(tiles_.count * n_splits, n_threads_, [&](int64_t item, int) {
@@ -221,8 +223,14 @@ class MaskedNetwork {
   }
 
   // Each thread takes panels of columns, and walks all rows for them.
-  void backward_sparse(const T* x, const T* weight, T* grad_x, T* grad_weight) {
-    if (grad_x != nullptr && is_compressed()) compress(weight);
+  void backward_sparse(const MaskedBackward<T>& p) {
+    const T *const x = p.x, *const weight = p.weight;
+    T *const grad_x = p.grad_x, *const grad_weight = p.grad_weight;
+    if (p.kept != nullptr && p.kept->weight.size() > 0) {
+      compressed_ = p.kept->weight.data();
+    } else if (grad_x != nullptr && is_compressed()) {
+      compress(weight, shared_.weight);
+    }
     if (grad_weight != nullptr) shared_.y.resize(network_.n_entries);
     T* dots = grad_weight == nullptr ? nullptr : shared_.y.data();
     parallel_items(network_.n_panels, n_threads_, [&](int64_t panel, int) {
@@ -389,6 +397,7 @@ class MaskedNetwork {
   const Tiles<T> tiles_;
   const int n_threads_;
   Scratch<T>& shared_;
+  const T* compressed_ = nullptr;  // the kept weights, where they have been compressed
 };
 
 }  // namespace
