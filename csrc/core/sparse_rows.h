@@ -47,7 +47,8 @@ template <int V, bool kHasEntry, typename Vector, typename T, typename Column, t
     const T* row = x + place * stride;
     for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(row + v * Vector::kLanes), sum[v]);
   };
-  for (; k + 1 < end; k += 2) {
+  const int64_t last = end - ((end - k) & 1);
+  for (; k < last; k += 2) {
     const auto place = load_two(column + k);
     if constexpr (kHasEntry) {
       const auto at = load_two(entry + k);
@@ -58,7 +59,7 @@ template <int V, bool kHasEntry, typename Vector, typename T, typename Column, t
       add(k + 1, place.second, second);
     }
   }
-  if (k < end) add(kHasEntry ? entry[k] : k, column[k], acc);
+  if (last < end) add(kHasEntry ? entry[last] : last, column[last], acc);
   for (int v = 0; v < V; ++v) acc[v] = acc[v] + second[v];
 }
 

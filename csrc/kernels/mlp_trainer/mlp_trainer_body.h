@@ -42,44 +42,56 @@ struct MlpStep {
   }
 
   static void layer_forward(Network& net, size_t l, int64_t n_batch, Share share) {
-    Layer& layer = net.layers[l];
-    const int64_t stride = net.batch_stride;
-    const float* x = net.layer_input(l);
     const bool is_last = l + 1 == net.layers.size();
-    // Locals: a vector's store might change what a Layer holds, as far as the compiler can tell.
-    const float* bias_of = layer.bias.data();
-    const int32_t* live = layer.live.data();
-    float* output = layer.output.data();
-    for_each_tile(n_vectors(n_batch), layer.is_dense, [&](auto tile_vectors, int64_t at) {
+    for_each_tile(n_vectors(n_batch), net.layers[l].is_dense, [&](auto tile_vectors, int64_t at) {
       constexpr int V = decltype(tile_vectors)::value;
-      auto finish = [&](int64_t k, Vector* acc) {
-        const Vector bias = Vector::broadcast(bias_of[k]);
-        float* y = output + live[k] * stride + at;
-        for (int v = 0; v < V; ++v) {
-          const Vector sum = acc[v] + bias;
-          // A NaN stays one, so that a network that diverged shows it.
-          (is_last ? sum : select(sum < Vector::zero(), Vector::zero(), sum)).store(y + v * W);
-        }
-      };
-      if (layer.is_dense) {
-        const int64_t n = std::min(layer.row_stride, layer.n_in);
-        const DenseMatrix<float> rows{layer.weight.data(), layer.row_stride, 1, n};
-        const DenseMatrix<float> tails{layer.weight.data() + layer.tail_at(), Layer::kTail, 1, layer.n_in - n};
-        dense_product<W, V>(share.begin(layer.n_out), share.end(layer.n_out), x + at, stride, finish, rows, tails);
-      } else if (layer.n_entries == layer.n_out * layer.n_in) {
-        // By columns, as a compressed layer's weights lie, all of them are a matrix too.
-        const DenseMatrix<float> columns{layer.weight.data(), 1, layer.n_out, layer.n_in};
-        dense_product<W, V>(share.begin(layer.n_out), share.end(layer.n_out), x + at, stride, finish, columns);
-      } else {
-        const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(),
-                                     layer.weight.data(), layer.row_entry.data()};
-        for (int64_t k = share.member; k < layer.n_live; k += share.size) {
-          Vector acc[V];
-          sparse_row_product<V, true>(rows, k, x + at, 1, acc);
-          finish(k, acc);
-        }
-      }
+      is_last ? tile_forward<V, true>(net, l, at, share) : tile_forward<V, false>(net, l, at, share);
     });
+  }
+
+  // What a layer's sums become.
+  template <int V, bool kIsLast>
+  [[gnu::always_inline]] static void put_out(const Vector* sum, float bias, float* y) {
+    const Vector b = Vector::broadcast(bias);
+    for (int v = 0; v < V; ++v) {
+      const Vector z = sum[v] + b;
+      // A NaN stays one, so that a network that diverged shows it.
+      (kIsLast ? z : select(z < Vector::zero(), Vector::zero(), z)).store(y + v * W);
+    }
+  }
+
+  template <int V, bool kIsLast>
+  static void tile_forward(Network& net, size_t l, int64_t at, Share share) {
+    Layer& layer = net.layers[l];
+    const int64_t stride = net.batch_stride, begin = share.begin(layer.n_out), end = share.end(layer.n_out);
+    const float *x = net.layer_input(l) + at, *bias = layer.bias.data(), *weight = layer.weight.data();
+    float* y = layer.output.data() + at;
+    // All neurons are live in a full layer.
+    const auto finish = [=](int64_t k, const Vector* sum) { put_out<V, kIsLast>(sum, bias[k], y + k * stride); };
+    if (layer.is_dense) {
+      const int64_t n = std::min(layer.row_stride, layer.n_in);
+      const DenseMatrix<float> rows{weight, layer.row_stride, 1, n};
+      const DenseMatrix<float> tails{weight + layer.tail_at(), Layer::kTail, 1, layer.n_in - n};
+      dense_product<W, V>(begin, end, x, stride, finish, rows, tails);
+    } else if (layer.n_entries == layer.n_out * layer.n_in) {
+      // By columns, as a compressed layer's weights lie, all of them are a matrix too.
+      dense_product<W, V>(begin, end, x, stride, finish, DenseMatrix<float>{weight, 1, layer.n_out, layer.n_in});
+    } else {
+      const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(), weight,
+                                   layer.row_entry.data()};
+      sparse_forward<V, kIsLast>(rows, layer.live.data(), bias, x, stride, y, share);
+    }
+  }
+
+  // A function of its own, so that the compiler has the registers for what the loop over the rows reads.
+  template <int V, bool kIsLast>
+  [[gnu::noinline]] static void sparse_forward(const SparseRows<float> rows, const int32_t* live, const float* bias,
+                                               const float* x, int64_t stride, float* y, Share share) {
+    for (int64_t k = share.member; k < rows.n_rows; k += share.size) {
+      Vector sum[V];
+      sparse_row_product<V, true>(rows, k, x, 1, sum);
+      put_out<V, kIsLast>(sum, bias[k], y + live[k] * stride);
+    }
   }
 
   static double loss(Network& net, int64_t n_batch, Loss kind, bool write_delta) {
