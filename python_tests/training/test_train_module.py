@@ -270,12 +270,22 @@ def test_on_every_device(device):
         torch.testing.assert_close(found.test_loss, wanted.test_loss, rtol=0.02, atol=0.02)
 
 
+def of_targets(data, y):
+    """The data with targets that stand for all of a sample's outputs, or are no floats."""
+    data.y_train, data.y_test = y, y[: len(data.y_test)]
+    return data
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda m, d: pns.train_module("m", None, d), TypeError, "model: expected an nn.Module"),
         (lambda m, d: pns.train_module(m, {"9.weight": torch.ones(1)}, d), ValueError, "masks: expected names"),
         (lambda m, d: pns.train_module(m, None, [1]), TypeError, "data: expected one with x_train"),
+        (lambda m, d: pns.train_module(m, None, d, loss="mse"), TypeError, "data y_train: loss 'mse' expects floating"),
+        (lambda m, d: pns.train_module(m, None, of_targets(d, d.y_train.int())), TypeError, "data y_train: loss 'mse'"),
+        (lambda m, d: pns.train_module(m, None, of_targets(d, torch.rand(96))), ValueError, "data y: expected .40, 3."),
+        (lambda m, d: pns.train_module(nn.ReLU(), None, d), ValueError, "model: expected parameters"),
         (lambda m, d: pns.train_module(m, None, d, epochs=-1), ValueError, "epochs: expected at least 0"),
         (lambda m, d: pns.train_module(m, None, d, batch_size=0), ValueError, "batch_size: expected at least 1"),
         (lambda m, d: pns.train_module(m, None, d, optimizer="adam"), TypeError, "optimizer: expected an Adam"),
