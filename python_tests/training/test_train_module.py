@@ -296,8 +296,19 @@ def of_targets(data, y):
         (lambda m, d: pns.edge_popup_module(nn.ReLU(), d, 0.5), ValueError, "model: expected linear layers"),
         (lambda m, d: pns.multishot_module(m, "snap", 0.5, d, 1, 0, 0), ValueError, "pruner"),
         (lambda m, d: pns.multishot_module(m, "snip", 0.5, d, rounds=0), ValueError, "rounds: expected at least 1"),
+        (lambda m, d: pns.multishot_module("m", "snip", 0.5, d), TypeError, "model: expected an nn.Module"),
     ],
 )
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(network(), blobs())
+
+
+@pytest.mark.parametrize("wrong", [{"pruner": "snap"}, {"scope": "layers"}, {"epochs": -1}, {"round_epochs": -1}])
+def test_multishot_refuses_before_it_trains(wrong):
+    def progress(done, total):
+        raise AssertionError("trained")
+
+    options = {"pruner": "snip", "density": 0.5, "data": blobs(), "round_epochs": 1, "progress": progress, **wrong}
+    with pytest.raises(ValueError, match=r"snap|layers|epochs: expected at least 0"):
+        pns.multishot_module(network(), **options)
