@@ -43,6 +43,29 @@ def error_of(capsys, *argv):
     return err.removeprefix("pns-fast: error: ").strip()
 
 
+@pytest.mark.parametrize("command", ["--help", "sweep status s.db"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(here, command, unbuffered):
+    main(["sweep", "singleshot", *SMALL, "--store=s.db", "--quiet"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pns_fast", *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True, env=env
+    )
+    os.close(writer)
+    assert ended.stderr == ""
+    assert ended.returncode == (0 if command == "--help" and unbuffered else 1)  # argparse does not mind
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_output_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        command, env = [sys.executable, "-m", "pns_fast", "--help"], {**os.environ, "PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (ended.stderr, ended.returncode) == ("pns-fast: error: [Errno 28] No space left on device\n", 2)
+
+
 def test_sweep_writes_store_figure_csv_and_table(here, capsys):
     argv = ["sweep", "singleshot", *SMALL, "--store=s.db", "--figure=f.png", "--csv=c.csv", "--threads=1"]
     assert main(argv) == 0
