@@ -58,6 +58,12 @@ def test_a_reader_that_leaves_is_no_error(here, command, unbuffered):
     assert ended.returncode == (0 if command == "--help" and unbuffered else 1)  # argparse does not mind
 
 
+def test_a_sweep_without_stderr_runs(here):
+    shell = f'"{sys.executable}" -m pns_fast sweep singleshot {" ".join(SMALL)} --store=s.db 2>&-'
+    assert subprocess.run(["sh", "-c", shell], stdout=subprocess.DEVNULL).returncode == 0
+    assert set(sweeps.statuses(here / "s.db").values()) == {"ok"}
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 def test_output_that_cannot_be_written_is_an_error_in_one_line():
     with open("/dev/full", "w") as full:
@@ -128,9 +134,9 @@ def test_dry_run_counts_and_makes_nothing(here, capsys):
 
 
 def test_config_round_trip_and_flags_win(here, capsys):
-    assert main(["sweep", "multishot", *SMALL, "--lr=0.01", "--store=m.db", "--print-config"]) == 0
+    assert main(["sweep", "multishot", *SMALL, "--lr=0.01", '--store=\N{ROCKET} ü".db', "--print-config"]) == 0
     text = capsys.readouterr().out
-    (here / "m.toml").write_text(text)
+    (here / "m.toml").write_text(text, encoding="utf-8")
     assert main(["sweep", "multishot", "--config=m.toml", "--print-config"]) == 0
     assert capsys.readouterr().out == text
     assert 'density = ["ticket", "0.5"]\n' in text
