@@ -140,6 +140,7 @@ def fit(
     return curves
 
 
+@torch.enable_grad()  # wherever the caller is, as the native trainer
 def _epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: ModuleData, batch_size: int, seed: int, epoch: int
 ) -> float:

@@ -157,6 +157,13 @@ def test_divergence_and_progress():
     assert calls[-3:] == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_trains_without_gradients_around_it():
+    wanted = pns.train_module(network(), None, blobs(), epochs=1)
+    with torch.no_grad():
+        found = pns.train_module(network(), None, blobs(), epochs=1)
+    assert torch.equal(found.test_loss, wanted.test_loss)
+
+
 def test_zero_epochs_are_the_network_before_training():
     model = network()
     masks = pns.prune_module(model, "magnitude", 0.5)
