@@ -82,6 +82,7 @@ def folded(model: nn.Module, argument: str) -> nn.Module:
         if names.count(name) > 1:
             raise ValueError(f"{argument}: layer {name} is used {names.count(name)} times, planting knows once")
         _write_masks(modules[name], f"{argument}: {name}")
+        _check_forward(modules[name], f"{argument}: {name}")
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, _NORMS):
@@ -109,6 +110,13 @@ def _write_masks(layer: nn.Module, what: str) -> None:
             with torch.no_grad():
                 parameter.mul_(kept)
                 kept.fill_(True)
+
+
+def _check_forward(layer: nn.Module, what: str) -> None:
+    """A subclass may compute something else of its weights than a layer of them does; a masked one does not."""
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    if type(layer).forward is not kind.forward and not hasattr(layer, "weight_mask"):
+        raise ValueError(f"{what} is a {type(layer).__name__} with a forward of its own, expected a {kind.__name__}")
 
 
 def steps(target: nn.Module, mother: nn.Module) -> list[Step]:

@@ -214,6 +214,11 @@ def two(*layers):
     return nn.Sequential(*layers)
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def tied():
     model = two(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     model[2].weight = model[0].weight
@@ -247,6 +252,7 @@ def positions():
         (computed(), computed(), "mother: 0.weight is computed from other parameters"),
         (pns.nn.supermask_model(plain(4), 0.5), plain(4), "target: 0 chooses what it keeps by scores"),
         (plain(4), pns.nn.supermask_model(plain(4), 0.5), "mother: 0 chooses what it keeps by scores"),
+        (two(Doubled(2, 2)), two(nn.Linear(2, 2)), "target: 0 is a Doubled with a forward of its own"),
         (positions(), positions(), "target: 3 reads the features of several positions flattened"),
     ],
 )
