@@ -314,6 +314,12 @@ def test_plant_is_exact_and_saved(here, capsys):
     assert sum(int(m.sum()) for m in saved["mask_weights"]) == 2 * 108
 
 
+def test_plant_that_cannot_be_saved_is_an_error_in_one_line(here, capsys):
+    (here / "p.pt").mkdir()
+    assert main(["plant", "--task=relu", "--out=p.pt"]) == 2
+    assert capsys.readouterr().err == "pns-fast: error: [Errno 21] Is a directory: 'p.pt'\n"
+
+
 def test_plant_that_is_not_exact_fails(capsys, monkeypatch):
     from pns_fast.sweeps import planted
 
