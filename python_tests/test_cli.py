@@ -58,6 +58,12 @@ def test_a_reader_that_leaves_is_no_error(here, command, unbuffered):
     assert ended.returncode == (0 if command == "--help" and unbuffered else 1)  # argparse does not mind
 
 
+def test_an_error_without_stdout_is_told(here):
+    shell = f'"{sys.executable}" -m pns_fast sweep status no.db >&-'
+    ended = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True)
+    assert (ended.stderr, ended.returncode) == ("pns-fast: error: store no.db: no such file\n", 2)
+
+
 def test_a_sweep_without_stderr_runs(here):
     shell = f'"{sys.executable}" -m pns_fast sweep singleshot {" ".join(SMALL)} --store=s.db 2>&-'
     assert subprocess.run(["sh", "-c", shell], stdout=subprocess.DEVNULL).returncode == 0

@@ -54,6 +54,8 @@ def _run(argv: list[str]) -> int:
 
 def _stdout_is_unread() -> bool:
     """Whether stdout is a pipe whose other end is closed."""
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -62,7 +64,8 @@ def _stdout_is_unread() -> bool:
 def _discard_output() -> None:
     """Drop what stdout does not take, which Python would try to write again at its end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
