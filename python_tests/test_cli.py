@@ -43,6 +43,41 @@ def error_of(capsys, *argv):
     return err.removeprefix("pns-fast: error: ").strip()
 
 
+@pytest.mark.parametrize("command", ["--help", "sweep status s.db"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(here, command, unbuffered):
+    main(["sweep", "singleshot", *SMALL, "--store=s.db", "--quiet"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pns_fast", *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True, env=env
+    )
+    os.close(writer)
+    assert ended.stderr == ""
+    assert ended.returncode == (0 if command == "--help" and unbuffered else 1)  # argparse does not mind
+
+
+def test_an_error_without_stdout_is_told(here):
+    shell = f'"{sys.executable}" -m pns_fast sweep status no.db >&-'
+    ended = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True)
+    assert (ended.stderr, ended.returncode) == ("pns-fast: error: store no.db: no such file\n", 2)
+
+
+def test_a_sweep_without_stderr_runs(here):
+    shell = f'"{sys.executable}" -m pns_fast sweep singleshot {" ".join(SMALL)} --store=s.db 2>&-'
+    assert subprocess.run(["sh", "-c", shell], stdout=subprocess.DEVNULL).returncode == 0
+    assert set(sweeps.statuses(here / "s.db").values()) == {"ok"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_output_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        command, env = [sys.executable, "-m", "pns_fast", "--help"], {**os.environ, "PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (ended.stderr, ended.returncode) == ("pns-fast: error: [Errno 28] No space left on device\n", 2)
+
+
 def test_sweep_writes_store_figure_csv_and_table(here, capsys):
     argv = ["sweep", "singleshot", *SMALL, "--store=s.db", "--figure=f.png", "--csv=c.csv", "--threads=1"]
     assert main(argv) == 0
@@ -105,9 +140,9 @@ def test_dry_run_counts_and_makes_nothing(here, capsys):
 
 
 def test_config_round_trip_and_flags_win(here, capsys):
-    assert main(["sweep", "multishot", *SMALL, "--lr=0.01", "--store=m.db", "--print-config"]) == 0
+    assert main(["sweep", "multishot", *SMALL, "--lr=0.01", '--store=\N{ROCKET} ü".db', "--print-config"]) == 0
     text = capsys.readouterr().out
-    (here / "m.toml").write_text(text)
+    (here / "m.toml").write_text(text, encoding="utf-8")
     assert main(["sweep", "multishot", "--config=m.toml", "--print-config"]) == 0
     assert capsys.readouterr().out == text
     assert 'density = ["ticket", "0.5"]\n' in text
@@ -283,6 +318,12 @@ def test_plant_is_exact_and_saved(here, capsys):
     saved = torch.load("p.pt", weights_only=True)
     assert (saved["task"], saved["seeds"], saved["widths"]) == ("circle", [0, 1], (2, 100, 100, 100, 4))
     assert sum(int(m.sum()) for m in saved["mask_weights"]) == 2 * 108
+
+
+def test_plant_that_cannot_be_saved_is_an_error_in_one_line(here, capsys):
+    (here / "p.pt").mkdir()
+    assert main(["plant", "--task=relu", "--out=p.pt"]) == 2
+    assert capsys.readouterr().err == "pns-fast: error: [Errno 21] Is a directory: 'p.pt'\n"
 
 
 def test_plant_that_is_not_exact_fails(capsys, monkeypatch):

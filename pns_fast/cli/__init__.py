@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -18,25 +19,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 where a cell failed or a planted ticket is not exact; 2 for a user's error, with one line on
-        stderr; 130 after Ctrl-C.
+        0; 1 where a cell failed, a planted ticket is not exact, or the reader of the output has left; 2 for a user's
+        error, with one line on stderr; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = _parser()
-        args = parser.parse_args(argv)
-        if getattr(args, "config", None):
-            sweep.apply_config(args)
-            args = parser.parse_args(argv)
-        return args.run(args)
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # not when Python ends, whose error nobody could tell in one line
     except (ValueError, OSError) as error:
         if os.environ.get("PNS_TRACEBACK"):
             raise
-        print(f"pns-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        is_unread = isinstance(error, BrokenPipeError) and _stdout_is_unread()  # pns-fast info | head -1
+        if not is_unread:
+            print(f"pns-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, OSError):
+            _discard_output()
+        return 1 if is_unread else 2
     except KeyboardInterrupt:
         print("pns-fast: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "config", None):
+        sweep.apply_config(args)
+        args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _stdout_is_unread() -> bool:
+    """Whether stdout is a pipe whose other end is closed."""
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Drop what stdout does not take, which Python would try to write again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> Parser:

@@ -96,8 +96,11 @@ def supermask_model(model: nn.Module, keep: float) -> nn.Module:
     """
     check_keep(keep)
     model = copy.deepcopy(unwrap(model))
+    shared: dict[int, Tensor] = {}
     for layer in _plain_layers(model):
         become_supermask(layer, _SUPERMASK[type(layer)], keep)
+        for name, scores in layer._scores():  # one parameter, one score for each of its entries
+            setattr(layer, f"{name}_scores", shared.setdefault(id(getattr(layer, name)), scores))
     return model
 
 

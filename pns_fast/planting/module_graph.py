@@ -37,6 +37,7 @@ class Line:
     def __init__(self) -> None:
         self._parent: Line | None = None
         self.is_input = self.is_output = False
+        self.has_pixels = False  # written by convolutions: a flatten puts a channel's pixels side by side
 
     def root(self) -> Line:
         line = self
@@ -51,13 +52,15 @@ class Line:
             its._parent = mine
             mine.is_input |= its.is_input
             mine.is_output |= its.is_output
+            mine.has_pixels |= its.has_pixels
 
 
 @dataclass(frozen=True)
 class Step:
-    """A layer: the line it reads (flattened or not) and the one it adds to."""
+    """A layer by its names in both modules: the line it reads (flattened or not) and the one it adds to."""
 
-    name: str
+    name: str  # in the mother
+    target: str
     reads: Line
     is_flat: bool
     writes: Line
@@ -71,10 +74,16 @@ class _Tracer(fx.Tracer):
 
 
 def folded(model: nn.Module, argument: str) -> nn.Module:
-    """A copy in evaluation mode, each batch norm folded into the layer before it."""
+    """A copy in evaluation mode, each batch norm folded into the layer before it; what masks prune is zero."""
     model = copy.deepcopy(model).eval()
-    modules = dict(model.named_modules())
-    for node in _trace(model, argument).nodes:
+    modules, graph = dict(model.named_modules()), _trace(model, argument)
+    names = [node.target for node in graph.nodes if _is_layer(node, model)]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            raise ValueError(f"{argument}: layer {name} is used {names.count(name)} times, planting knows once")
+        _write_masks(modules[name], f"{argument}: {name}")
+        _check_forward(modules[name], f"{argument}: {name}")
+    for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, _NORMS):
             continue
@@ -90,6 +99,24 @@ def folded(model: nn.Module, argument: str) -> nn.Module:
         model.set_submodule(before.target, fuse(layer, norm))
         model.set_submodule(node.target, nn.Identity())
     return model
+
+
+def _write_masks(layer: nn.Module, what: str) -> None:
+    """Zeros where a masked layer prunes; its masks then prune nothing, so that a ticket can be written anywhere."""
+    if hasattr(layer, "weight_scores"):
+        raise ValueError(f"{what} chooses what it keeps by scores, expected plain or masked layers: pns.nn.finalize")
+    for parameter, mask in ((layer.weight, "weight_mask"), (layer.bias, "bias_mask")):
+        if isinstance(kept := getattr(layer, mask, None), torch.Tensor):
+            with torch.no_grad():
+                parameter.mul_(kept)
+                kept.fill_(True)
+
+
+def _check_forward(layer: nn.Module, what: str) -> None:
+    """A subclass may compute something else of its weights than a layer of them does; a masked one does not."""
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    if type(layer).forward is not kind.forward and not hasattr(layer, "weight_mask"):
+        raise ValueError(f"{what} is a {type(layer).__name__} with a forward of its own, expected a {kind.__name__}")
 
 
 def steps(target: nn.Module, mother: nn.Module) -> list[Step]:
@@ -110,7 +137,8 @@ def steps(target: nn.Module, mother: nn.Module) -> list[Step]:
             _check_layer(node.target, target.get_submodule(node.target), mother.get_submodule(twin.target))
             read, is_flat = lines[node.args[0]]
             lines[node] = Line(), False
-            found.append(Step(node.target, read, is_flat, lines[node][0]))
+            lines[node][0].has_pixels = isinstance(target.get_submodule(node.target), nn.Conv2d)
+            found.append(Step(twin.target, node.target, read, is_flat, lines[node][0]))
         else:
             lines[node] = _passed(node, target, [lines[i] for i in node.all_input_nodes])
     return found

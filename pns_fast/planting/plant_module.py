@@ -82,8 +82,8 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     ``|theta - lambda m|`` with ``lambda = theta.m / |m|^2 > 0`` takes ``theta / lambda`` there and keeps the rest.
     Across a flatten a channel's scale repeats for its pixels; ReLU, pooling and dropout pass scales through; batch norm
     is folded into the layer before it, in both networks. Where outputs are added up (a residual sum) all summands need
-    the same places and scales: the first layer that needs a channel chooses, later ones are tied to it, and so are
-    hidden less well.
+    the same places and scales: the first layer that needs a channel chooses, later ones are tied to it (to the input
+    where that is a summand), and so are hidden less well.
 
     Args:
         target: what to plant: what is zero in it is no part of the ticket. ``Conv2d``, ``Linear``, ``ReLU``, max and
@@ -95,7 +95,8 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
 
     Raises:
         TypeError: an argument that is no module, or parameters that are not of floating point.
-        ValueError: structures that differ, layers that do not fit, or an operation that scales do not pass through.
+        ValueError: structures that differ, layers that do not fit, that are used twice or share parameters, or an
+            operation that scales do not pass through.
 
     Source: Fischer & Burkholz 2022, section 2.2 and Algorithm 1, applied to convolutional layers as their text says.
 
@@ -113,10 +114,27 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     growing, order = _Planting(), steps(target, mother)
     if not order:
         raise ValueError("target: expected convolutional or linear layers, found none")
+    _check_mother(mother, order)
     for step in order:
-        _plant_layer(growing, step, target.get_submodule(step.name), mother.get_submodule(step.name))
+        _plant_layer(growing, step, target.get_submodule(step.target), mother.get_submodule(step.name))
     output = next(p for line, p in growing.places.items() if line.root().is_output)
     return PlantedModule(mother, growing.masks, output.scale, growing.neurons, growing.fallbacks, growing.tied)
+
+
+def _check_mother(mother: nn.Module, order: list[Step]) -> None:
+    """Each layer must hold parameters of its own, which can be written."""
+    found: dict[int, str] = {}
+    for step in order:
+        layer = mother.get_submodule(step.name)
+        for name in ("weight", "bias"):
+            parameter, shown = getattr(layer, name), f"{step.name}.{name}"
+            if parameter is None:
+                continue
+            if not isinstance(parameter, nn.Parameter):
+                raise ValueError(f"mother: {shown} is computed from other parameters, expected one that can be written")
+            if id(parameter) in found:
+                raise ValueError(f"mother: {shown} is {found[id(parameter)]} too, expected parameters of its own")
+            found[id(parameter)] = shown
 
 
 def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.Module) -> None:
@@ -130,7 +148,9 @@ def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.M
     line = step.writes.root()
     if line.is_output and len(candidates) != len(theta):
         raise ValueError(f"mother: {step.name} has {len(candidates)} outputs, the target's {len(theta)}")
-    outputs = growing.places.setdefault(line, _Places.none(len(theta), theta.device))
+    # what is added to the network's input has its places and scales
+    unplaced = _Places.identity if line.is_input else _Places.none
+    outputs = growing.places.setdefault(line, unplaced(len(theta), theta.device))
     growing.tied += int((support.any(1) & (outputs.index >= 0)).sum())
     growing.fallbacks += _choose(outputs, theta, support, candidates, line.is_output)
     growing.neurons[step.name] = torch.where(support.any(1) | line.is_output, outputs.index, -1)
@@ -138,12 +158,9 @@ def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.M
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight ``[T, I, kernel positions]`` and bias ``[T]`` in float64, without what a masked layer prunes."""
+    """Weight ``[T, I, kernel positions]`` and bias ``[T]`` in float64."""
     weight = layer.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-    for name, parameter in (("weight_mask", weight), ("bias_mask", bias)):
-        if isinstance(mask := getattr(layer, name, None), Tensor):
-            parameter *= mask
     return weight.flatten(2) if weight.dim() > 2 else weight[..., None], bias
 
 
@@ -155,6 +172,8 @@ def _inputs(growing: _Planting, step: Step, weight: Tensor, mother: nn.Module) -
             raise ValueError(f"mother: {step.name} has {mother.weight.shape[1]} inputs, the target's {n_in}")
         return _Places.identity(n_in, weight.device)
     places = growing.places[line]
+    if step.is_flat and not line.has_pixels and n_in != len(places.index):
+        raise ValueError(f"target: {step.target} reads the features of several positions flattened, planting knows one")
     return places.flattened(n_in) if step.is_flat else places
 
 

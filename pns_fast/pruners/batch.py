@@ -34,8 +34,8 @@ def pruning_batch(
         ``x [n, n_0]`` and ``y [n]`` or ``[n, n_L]``; for a list ``[N, n, ...]``.
 
     Raises:
-        TypeError: ``n`` is no int.
-        ValueError: an unknown loss, or ``n`` out of range.
+        TypeError: ``n`` is no int, ``data`` no dataset, or labels are no int64.
+        ValueError: an unknown loss, ``n`` out of range, or an empty list.
 
     Source: Lee et al. 2019 and Tanaka et al. 2020 (10 samples a class).
 
@@ -47,17 +47,25 @@ def pruning_batch(
     """
     check_choice("loss", loss, LOSSES)
     check_count("n", n, 1)
-    if hasattr(data, "x_train"):
-        return _draw(data, loss, n, rng.network_keys(seed, 1)[0])
-    keys = rng.network_keys(seed, len(data))
-    batches = [_draw(d, loss, n, key) for d, key in zip(data, keys, strict=True)]
-    return torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
+    is_one = hasattr(data, "x_train")
+    datasets = [data] if is_one else data
+    if not isinstance(datasets, (list, tuple)) or not all(hasattr(d, "x_train") for d in datasets):
+        raise TypeError(f"data: expected a Data (with x_train, y_train) or a list of them, got {type(data).__name__}")
+    if not datasets:
+        raise ValueError("data: expected at least one, got none")
+    keys = rng.network_keys(seed, len(datasets))
+    batches = [_draw(d, loss, n, key) for d, key in zip(datasets, keys, strict=True)]
+    return batches[0] if is_one else (torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches]))
 
 
 def _draw(data: Data, loss: str, n: int, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
     n_train = len(data.x_train)
     if n > n_train:
         raise ValueError(f"n: expected at most the {n_train} training samples, got {n}")
+    if loss == "cross_entropy" and data.y_train.dtype != torch.int64:
+        raise TypeError(
+            f"data y_train: loss 'cross_entropy' expects int64 labels (values: 'mse'), got {data.y_train.dtype}"
+        )
     order = rng.generator(key, "pruning_batch").permutation(n_train)
     if loss == "cross_entropy":
         labels = data.y_train.cpu().numpy()[order]

@@ -93,7 +93,10 @@ def run(name: str, problem: ScoringProblem) -> list[Tensor]:
     """The scores of pruner ``name``: detached, one tensor a parameter of ``problem``, in its shape."""
     with torch.enable_grad():
         scores = get(name)(problem)
+    if not isinstance(scores, (list, tuple)) or not all(isinstance(s, Tensor) for s in scores):
+        raise TypeError(f"{name}: expected scores as a list of tensors, one a parameter, got {type(scores).__name__}")
     expected, got = ([list(t.shape) for t in tensors] for tensors in (problem.parameters, scores))
     if got != expected:
         raise ValueError(f"{name}: expected scores of shapes {expected}, got {got}")
-    return [s.detach() for s in scores]
+    # ranks are whole numbers; float64 has them all below 2^53
+    return [s.detach() if s.is_floating_point() else s.detach().double() for s in scores]

@@ -56,6 +56,7 @@ def write_options(options: Mapping[str, object]) -> str:
     lines = []
     for name, value in options.items():
         if value is not None:
-            # a JSON string, number or list of them is a TOML one
-            lines.append(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}\n")
+            # a JSON string, number or list of them is a TOML one; in ASCII it would have surrogates, which TOML has not
+            text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+            lines.append(f"{name} = {text}\n")
     return "".join(lines)

@@ -91,21 +91,24 @@ def print_planted(checked: CheckedPlanting) -> None:
 
 
 def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:
-    """``torch.save`` of plain tensors on the CPU and of numbers: ``torch.load(path, weights_only=True)`` reads it."""
+    """``torch.save`` of plain tensors on the CPU and of numbers: ``torch.load(path, weights_only=True)`` reads it.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
     planted = checked.planted
     population, masks = planted.population.to("cpu"), planted.masks.to("cpu")
-    torch.save(
-        {
-            "task": checked.task.name,
-            "seeds": checked.seeds,
-            "widths": population.widths,
-            "weights": population.weights,
-            "biases": population.biases,
-            "mask_weights": masks.weights,
-            "mask_biases": masks.biases,
-            "output_scale": planted.output_scale.cpu(),
-            "neurons": [n.cpu() for n in planted.neurons],
-            "fallbacks": planted.fallbacks.cpu(),
-        },
-        path,
-    )
+    content = {
+        "task": checked.task.name,
+        "seeds": checked.seeds,
+        "widths": population.widths,
+        "weights": population.weights,
+        "biases": population.biases,
+        "mask_weights": masks.weights,
+        "mask_biases": masks.biases,
+        "output_scale": planted.output_scale.cpu(),
+        "neurons": [n.cpu() for n in planted.neurons],
+        "fallbacks": planted.fallbacks.cpu(),
+    }
+    with open(path, "wb") as file:  # by its name torch makes a RuntimeError of what is an OSError
+        torch.save(content, file)

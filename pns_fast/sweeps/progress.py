@@ -15,7 +15,7 @@ _LINE_EVERY = 5.0  # seconds
 @contextmanager
 def shown(title: str, quiet: bool) -> Iterator[Callable[[Report], None]]:
     """A callback for :func:`pns_fast.sweeps.run` that shows how far it got."""
-    if quiet:
+    if quiet or sys.stderr is None:  # None: closed, as by 2>&-
         yield lambda report: None
     elif sys.stderr.isatty():
         with _bar() as bar:

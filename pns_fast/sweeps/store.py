@@ -265,13 +265,27 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that only reads: what is not ours is not touched."""
     # mode=ro would leave empty -wal and -shm files behind, so only where nothing else is possible
     writable = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+    mode = "rw" if writable else "ro"
+    if not writable and _is_whole(path):
+        mode = "ro&immutable=1"  # without, SQLite needs to make these files, which a folder of others does not allow
     with _readable_errors(path):
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True, timeout=30)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, timeout=30)
     try:
         db.execute("PRAGMA query_only = ON")
         yield db
     finally:
         db.close()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is in WAL mode and nobody has it open, so that nothing of it is in another file."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+    except OSError as error:
+        raise StoreAccessError(f"store {path}: cannot be read ({error.strerror})") from error
+    path = path.resolve()
+    return header[18:20] == b"\2\2" and not path.with_name(f"{path.name}-wal").exists()
 
 
 def _check(db: sqlite3.Connection, path: Path) -> bool:

@@ -131,8 +131,8 @@ def _draw_log_curves(
 def _density_panel(ax: Axes, panel: Panel) -> None:
     ax.grid(axis="y", **GRID)
     ax.set_axisbelow(True)
-    density_axis(ax, panel)
     ax.set_xlim(min(panel.densities.values()) / 2, max(panel.densities.values()) * 1.5)
+    density_axis(ax, panel)
     ax.tick_params(axis="x", labelsize="small")
 
 

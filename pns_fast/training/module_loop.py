@@ -48,7 +48,11 @@ class ModuleData:
 
     def loss_fn(self, output: Tensor, y: Tensor) -> Tensor:
         """The mean loss over samples."""
-        return F.cross_entropy(output, y) if self.loss == "cross_entropy" else F.mse_loss(output, y)
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(output, y)
+        if output.shape != y.shape:  # torch would broadcast [n, 1] against [n] to [n, n]
+            raise ValueError(f"data y: expected {list(output.shape)} like the model's output, got {list(y.shape)}")
+        return F.mse_loss(output, y)
 
 
 def module_data(data: Any, model: nn.Module, loss: str | None) -> ModuleData:
@@ -61,9 +65,17 @@ def module_data(data: Any, model: nn.Module, loss: str | None) -> ModuleData:
             raise TypeError(f"data: expected tensors x_{part} and y_{part}")
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"data: expected as many x_{part} as y_{part}, at least one, got {len(x)} and {len(y)}")
-    device = next(model.parameters()).device
-    tensors = {f: getattr(data, f).to(device) for f in FIELDS}
-    return ModuleData(**tensors, loss=infer_loss(data.y_train, loss), augments=bool(getattr(data, "augments", False)))
+    loss = infer_loss(data.y_train, loss)
+    for part in ("train", "test"):
+        dtype = getattr(data, f"y_{part}").dtype
+        if loss == "mse" and not dtype.is_floating_point:
+            raise TypeError(
+                f"data y_{part}: loss 'mse' expects floating point (int64 labels: 'cross_entropy'), got {dtype}"
+            )
+    if (parameter := next(model.parameters(), None)) is None:
+        raise ValueError("model: expected parameters to train, found none")
+    tensors = {f: getattr(data, f).to(parameter.device) for f in FIELDS}
+    return ModuleData(**tensors, loss=loss, augments=bool(getattr(data, "augments", False)))
 
 
 def torch_optimizer(settings: Adam | SGD, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -128,6 +140,7 @@ def fit(
     return curves
 
 
+@torch.enable_grad()  # wherever the caller is, as the native trainer
 def _epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: ModuleData, batch_size: int, seed: int, epoch: int
 ) -> float:

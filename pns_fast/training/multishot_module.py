@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..nn.model import unwrap
 from ..nn.prune_module import prune_module
-from ..pruners import pruning_batch, round_density
+from ..pruners import SCOPES, pruning_batch, round_density
 from ..pruners.checks import check_choice, check_count, check_density
 from ..pruners.prune import SCHEDULES
+from ..pruners.registry import get
 from .module_loop import module_data
 from .multishot import progress_parts, round_seeds
 from .optimizers import SGD, Adam
@@ -79,7 +81,12 @@ def multishot_module(
     1837
     """
     density, rounds = check_density(density), check_count("rounds", rounds, 1)
+    model = unwrap(model)
+    get(pruner)  # checked before the trainings, as is all that only comes after them
+    check_choice("scope", scope, SCOPES)
     check_choice("schedule", schedule, SCHEDULES)
+    check_count("round_epochs", round_epochs, 0)
+    check_count("epochs", epochs, 0)
     on_device = module_data(data, model, None)
     if batch is None:
         batch = _pruning_batch(on_device, seed)

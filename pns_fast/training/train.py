@@ -105,7 +105,7 @@ def run_trainer(
 ) -> tuple[Tensor, ...]:
     """``ops.mlp_trainer`` of checked arguments; all it returns is on the population's device."""
     found = ops.mlp_trainer(
-        population.flatten(),
+        population.flatten().detach(),  # parameters of a module want gradients; a training has none to give
         mask,
         population.widths,
         data.x_train,

@@ -19,6 +19,7 @@ from pns_fast.nn import (
     mask_model,
     masked_parameters,
     set_masks,
+    supermask_model,
 )
 
 
@@ -147,6 +148,13 @@ def test_shared_modules_and_parameters_stay_shared_and_have_one_mask():
     plain = finalize(copied)
     assert plain.other.weight is plain.one.weight
     assert len(list(plain.parameters())) == 2
+
+
+def test_shared_parameters_have_one_score_for_each_entry():
+    subnet, x = supermask_model(Tied(), keep=0.5), torch.randn(3, 4)
+    assert subnet.other.weight_scores is subnet.one.weight_scores
+    torch.testing.assert_close(finalize(subnet)(x), subnet(x))
+    assert finalize(subnet).one.weight.count_nonzero() == 8
 
 
 def test_a_layer_tied_to_an_embedding_is_left_alone():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import pns_fast as pns
 
@@ -58,6 +59,27 @@ class Functional(nn.Module):
         return self.out(F.relu(torch.add(self.hidden(h), h)))
 
 
+class AroundInput(nn.Module):
+    """A sum with the network's own input."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.back = nn.Conv2d(2, width, 3, padding=1), nn.Conv2d(width, 2, 3, padding=1)
+        self.out = nn.Linear(2 * 36, 3)
+
+    def forward(self, x):
+        return self.out(F.relu(x + self.back(F.relu(self.into(x)))).flatten(1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(self.layer(x).relu())
+
+
 def plain(width):
     return nn.Sequential(
         *(nn.Conv2d(2, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout2d()),
@@ -74,7 +96,7 @@ def residual(width):
     )
 
 
-NETWORKS = {"plain": (plain, 8), "residual": (residual, 8), "functional": (Functional, 6)}
+NETWORKS = {"plain": (plain, 8), "residual": (residual, 8), "functional": (Functional, 6), "input": (AroundInput, 6)}
 
 
 def difference(planted, target, x):
@@ -157,6 +179,30 @@ def test_a_masked_target_is_planted_without_what_is_pruned():
     assert difference(planted, target, torch.randn(4, 2, 8, 8)) < 1e-5
 
 
+def test_masks_of_either_network_count():
+    masked = [pns.nn.mask_model(sparse(plain(width), width, 1.0)) for width in (4, 10)]
+    for model in masked:
+        pns.nn.set_masks(model, pns.prune_module(model, "random", 0.5, seed=3))
+    assert not all(mask.all() for name, mask in pns.nn.get_masks(masked[0]).items() if name.endswith("bias"))
+    planted, x = pns.plant_module(*masked), torch.randn(4, 2, 8, 8)
+    assert difference(planted, masked[0], x) < 1e-5
+
+
+def test_names_may_differ():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second, self.first, self.between = nn.Linear(9, 9), nn.Linear(9, 9), nn.ReLU()
+
+        def forward(self, x):
+            return self.second(self.between(self.first(x)))
+
+    target, mother = sparse(two(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9)), 0, 0.5), Named()
+    planted = pns.plant_module(target, mother)
+    assert difference(planted, target, torch.randn(5, 9)) < 1e-5
+    assert list(planted.neurons) == ["first", "second"]
+
+
 def test_a_target_without_parameters():
     target = sparse(Functional(3), 0, 0.0)
     planted = pns.plant_module(target, Functional(5))
@@ -166,6 +212,25 @@ def test_a_target_without_parameters():
 
 def two(*layers):
     return nn.Sequential(*layers)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def tied():
+    model = two(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+def computed():
+    return two(weight_norm(nn.Linear(2, 2)), nn.ReLU(), nn.Linear(2, 2))
+
+
+def positions():
+    return two(nn.Linear(2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +247,13 @@ def two(*layers):
         (two(nn.Linear(2, 2)), two(nn.Linear(3, 2)), "mother: 0 has 3 inputs, the target's 2"),
         (two(nn.Linear(2, 3)), two(nn.Linear(2, 4)), "mother: 0 has 4 outputs, the target's 3"),
         (two(nn.ReLU()), two(nn.ReLU()), "target: expected convolutional or linear layers"),
+        (Twice(), Twice(), "target: layer layer is used 2 times"),
+        (tied(), tied(), "mother: 2.weight is 0.weight too"),
+        (computed(), computed(), "mother: 0.weight is computed from other parameters"),
+        (pns.nn.supermask_model(plain(4), 0.5), plain(4), "target: 0 chooses what it keeps by scores"),
+        (plain(4), pns.nn.supermask_model(plain(4), 0.5), "mother: 0 chooses what it keeps by scores"),
+        (two(Doubled(2, 2)), two(nn.Linear(2, 2)), "target: 0 is a Doubled with a forward of its own"),
+        (positions(), positions(), "target: 3 reads the features of several positions flattened"),
     ],
 )
 def test_what_does_not_fit(target, mother, message):

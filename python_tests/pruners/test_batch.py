@@ -66,6 +66,10 @@ def test_a_class_that_runs_out_leaves_its_places():
         ({"n": 91}, ValueError, "at most the 90 training samples, got 91"),
         ({"n": 4.0}, TypeError, "n: "),
         ({"seed": -1}, ValueError, "seed"),
+        ({"data": tasks.get("helix").sample(n=100)}, TypeError, "data y_train: .* expects int64 labels"),
+        ({"data": (torch.ones(50, 2), torch.ones(50))}, TypeError, "data: expected a Data"),
+        ({"data": "circle"}, TypeError, "data: expected a Data"),
+        ({"data": []}, ValueError, "data: expected at least one"),
     ],
 )
 def test_wrong_calls(change, error, message):

@@ -150,10 +150,34 @@ def test_a_new_pruner_is_one_function():
     assert names() == NAMES
 
 
-def test_a_pruner_with_scores_of_a_wrong_shape_is_named():
-    register("wrong")(lambda problem: problem.parameters[:-1])
+@pytest.mark.parametrize("ranks", [lambda p: p.flatten(1).argsort(1).view_as(p), lambda p: p > 0])
+def test_scores_may_be_whole_numbers(ranks):
+    population = init_population(WIDTHS, n=N)
+    found = []
+    for kind in ("whole", "float"):
+        register(kind)(
+            lambda problem, kind=kind: [ranks(p) * (1 if kind == "whole" else 1.0) for p in problem.parameters]
+        )
+        try:
+            found.append(prune(population, kind, 0.3, rounds=2).flatten())
+        finally:
+            unregister(kind)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        (lambda problem: problem.parameters[:-1], ValueError, "wrong: expected scores of shapes"),
+        (lambda problem: None, TypeError, "wrong: expected scores as a list of tensors, .* got NoneType"),
+        (lambda problem: (p for p in problem.parameters), TypeError, "wrong: expected scores as a list of tensors"),
+        (lambda problem: [p.tolist() for p in problem.parameters], TypeError, "wrong: expected scores as a list of t"),
+    ],
+)
+def test_a_pruner_with_wrong_scores_is_named(scores, error, message):
+    register("wrong")(scores)
     try:
-        with pytest.raises(ValueError, match="wrong: expected scores of shapes"):
+        with pytest.raises(error, match=message):
             prune(init_population(WIDTHS), "wrong", 0.5)
     finally:
         unregister("wrong")

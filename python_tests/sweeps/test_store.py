@@ -118,6 +118,18 @@ def test_a_closed_store_is_one_file(path, tmp_path):
     assert os.listdir(tmp_path) == ["results.db"]
 
 
+def test_a_reader_who_may_not_write_needs_no_files_beside_the_store(path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is read-only, even for root
+    with Store(path) as store:
+        store.begin_run({}, {})
+        store.write([outcome(kept=1)])
+        assert [r["kept"] for r in sweeps.read(path)] == [1]  # while it is written as well
+        store.write([outcome(OTHER, kept=2)])
+        assert [r["kept"] for r in sweeps.read(path)] == [1, 2]
+    assert [r["kept"] for r in sweeps.read(path)] == [1, 2]
+    assert os.listdir(path.parent) == ["results.db"]
+
+
 def test_write_needs_a_run(path):
     with Store(path) as store, pytest.raises(ValueError, match="begin_run"):
         store.write([outcome()])

@@ -1,6 +1,7 @@
 """The figures of recovery and of layers: what is drawn, and where a log axis has no place for it."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def test_recovery_has_a_row_a_task_and_shows_the_means(snip):
     assert [ax.get_yscale() for ax in drawn.axes] == ["log", "linear", "log"]
     band = recall.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (pytest.approx(0.19), pytest.approx(1.0))
+
+
+def test_a_ticket_of_density_a_tenth_makes_no_warning(record):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweeps.recovery_figure([record(density=d, density_label=f"{d:g}", ticket_density=0.1) for d in (0.1, 1.0)])
 
 
 def test_means_of_zero_are_crosses_in_a_strip_below_the_axis(snip):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import TOLERANCES
 
-from pns_fast import SGD, Adam, Masks, init_population, ops, tasks, train
+from pns_fast import SGD, Adam, Masks, Population, edge_popup, init_population, multishot, ops, tasks, train
 
 WIDTHS = {"circle": (2, 11, 7, 4), "helix": (1, 11, 7, 3)}
 N = 3
@@ -57,6 +57,16 @@ def plain_loop(module, keep, data, key, epochs, make_optimizer, batch_size):
         curve.append(sum(losses) / len(data.x_train))
         scheduler.step()
     return curve
+
+
+def test_a_population_of_a_modules_parameters_trains_to_plain_numbers():
+    linears = init_population(WIDTHS["circle"]).module(0)[::2]
+    population = Population([m.weight[None] for m in linears], [m.bias[None] for m in linears])
+    result = train(population, None, small("circle"), epochs=1)
+    popup = edge_popup(population, small("circle"), 0.5, epochs=1)
+    shots = multishot(population, "snip", 0.5, small("circle"), rounds=1, round_epochs=1, epochs=1)
+    found = [result.metric, *result.population.weights, popup.scores, *popup.population.biases, shots.strong_metric]
+    assert not any(t.requires_grad for t in found)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.3])

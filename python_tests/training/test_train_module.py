@@ -157,6 +157,13 @@ def test_divergence_and_progress():
     assert calls[-3:] == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_trains_without_gradients_around_it():
+    wanted = pns.train_module(network(), None, blobs(), epochs=1)
+    with torch.no_grad():
+        found = pns.train_module(network(), None, blobs(), epochs=1)
+    assert torch.equal(found.test_loss, wanted.test_loss)
+
+
 def test_zero_epochs_are_the_network_before_training():
     model = network()
     masks = pns.prune_module(model, "magnitude", 0.5)
@@ -270,12 +277,22 @@ def test_on_every_device(device):
         torch.testing.assert_close(found.test_loss, wanted.test_loss, rtol=0.02, atol=0.02)
 
 
+def of_targets(data, y):
+    """The data with targets that stand for all of a sample's outputs, or are no floats."""
+    data.y_train, data.y_test = y, y[: len(data.y_test)]
+    return data
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda m, d: pns.train_module("m", None, d), TypeError, "model: expected an nn.Module"),
         (lambda m, d: pns.train_module(m, {"9.weight": torch.ones(1)}, d), ValueError, "masks: expected names"),
         (lambda m, d: pns.train_module(m, None, [1]), TypeError, "data: expected one with x_train"),
+        (lambda m, d: pns.train_module(m, None, d, loss="mse"), TypeError, "data y_train: loss 'mse' expects floating"),
+        (lambda m, d: pns.train_module(m, None, of_targets(d, d.y_train.int())), TypeError, "data y_train: loss 'mse'"),
+        (lambda m, d: pns.train_module(m, None, of_targets(d, torch.rand(96))), ValueError, "data y: expected .40, 3."),
+        (lambda m, d: pns.train_module(nn.ReLU(), None, d), ValueError, "model: expected parameters"),
         (lambda m, d: pns.train_module(m, None, d, epochs=-1), ValueError, "epochs: expected at least 0"),
         (lambda m, d: pns.train_module(m, None, d, batch_size=0), ValueError, "batch_size: expected at least 1"),
         (lambda m, d: pns.train_module(m, None, d, optimizer="adam"), TypeError, "optimizer: expected an Adam"),
@@ -286,8 +303,19 @@ def test_on_every_device(device):
         (lambda m, d: pns.edge_popup_module(nn.ReLU(), d, 0.5), ValueError, "model: expected linear layers"),
         (lambda m, d: pns.multishot_module(m, "snap", 0.5, d, 1, 0, 0), ValueError, "pruner"),
         (lambda m, d: pns.multishot_module(m, "snip", 0.5, d, rounds=0), ValueError, "rounds: expected at least 1"),
+        (lambda m, d: pns.multishot_module("m", "snip", 0.5, d), TypeError, "model: expected an nn.Module"),
     ],
 )
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(network(), blobs())
+
+
+@pytest.mark.parametrize("wrong", [{"pruner": "snap"}, {"scope": "layers"}, {"epochs": -1}, {"round_epochs": -1}])
+def test_multishot_refuses_before_it_trains(wrong):
+    def progress(done, total):
+        raise AssertionError("trained")
+
+    options = {"pruner": "snip", "density": 0.5, "data": blobs(), "round_epochs": 1, "progress": progress, **wrong}
+    with pytest.raises(ValueError, match=r"snap|layers|epochs: expected at least 0"):
+        pns.multishot_module(network(), **options)
