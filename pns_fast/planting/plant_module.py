@@ -19,7 +19,7 @@ class PlantedModule:
     module: nn.Module  # the mother in evaluation mode, batch norms folded
     masks: dict[str, Tensor]  # the ticket: parameter name -> bool mask, for every convolution and linear layer
     output_scale: Tensor  # float64 [n_L]: the ticket's output times this is the target's
-    neurons: dict[str, Tensor]  # layer name -> int64 [target's outputs]: where each is, -1: it has no parameter
+    neurons: dict[str, Tensor]  # layer name of the mother -> int64 [target's outputs]: where each is, -1: no parameter
     fallbacks: int  # neurons for which no free one had a positive scale
     tied: int  # neurons whose place and scale a residual sum prescribed
 
@@ -83,12 +83,13 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     Across a flatten a channel's scale repeats for its pixels; ReLU, pooling and dropout pass scales through; batch norm
     is folded into the layer before it, in both networks. Where outputs are added up (a residual sum) all summands need
     the same places and scales: the first layer that needs a channel chooses, later ones are tied to it, and so are
-    hidden less well.
+    hidden less well. What is added to the network's input is tied to that: same place, scale 1.
 
     Args:
         target: what to plant: what is zero in it is no part of the ticket. ``Conv2d``, ``Linear``, ``ReLU``, max and
             average pooling, flatten, dropout, batch norm after a layer, sums of two; masked layers by their masks.
-        mother: a network of the same structure, at least as wide in every layer; it is not changed.
+        mother: a network of the same structure, at least as wide in every layer, each layer there once; it is not
+            changed. Masked layers count as plain ones with zeros, in the result their masks are full.
 
     Returns:
         A :class:`PlantedModule`.
@@ -114,7 +115,7 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     if not order:
         raise ValueError("target: expected convolutional or linear layers, found none")
     for step in order:
-        _plant_layer(growing, step, target.get_submodule(step.name), mother.get_submodule(step.name))
+        _plant_layer(growing, step, target.get_submodule(step.target), mother.get_submodule(step.mother))
     output = next(p for line, p in growing.places.items() if line.root().is_output)
     return PlantedModule(mother, growing.masks, output.scale, growing.neurons, growing.fallbacks, growing.tied)
 
@@ -129,12 +130,12 @@ def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.M
     candidates = _candidates(mother, inputs.index)
     line = step.writes.root()
     if line.is_output and len(candidates) != len(theta):
-        raise ValueError(f"mother: {step.name} has {len(candidates)} outputs, the target's {len(theta)}")
+        raise ValueError(f"mother: {step.mother} has {len(candidates)} outputs, the target's {len(theta)}")
     outputs = growing.places.setdefault(line, _Places.none(len(theta), theta.device))
     growing.tied += int((support.any(1) & (outputs.index >= 0)).sum())
     growing.fallbacks += _choose(outputs, theta, support, candidates, line.is_output)
-    growing.neurons[step.name] = torch.where(support.any(1) | line.is_output, outputs.index, -1)
-    _write(growing, step.name, mother, theta / outputs.scale[:, None], support, inputs.index, outputs.index)
+    growing.neurons[step.mother] = torch.where(support.any(1) | line.is_output, outputs.index, -1)
+    _write(growing, step.mother, mother, theta / outputs.scale[:, None], support, inputs.index, outputs.index)
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -152,8 +153,11 @@ def _inputs(growing: _Planting, step: Step, weight: Tensor, mother: nn.Module) -
     line, n_in = step.reads.root(), weight.shape[1]
     if line not in growing.places:  # the network's input, whose channels stay where they are
         if mother.weight.shape[1] != n_in:
-            raise ValueError(f"mother: {step.name} has {mother.weight.shape[1]} inputs, the target's {n_in}")
-        return _Places.identity(n_in, weight.device)
+            raise ValueError(f"mother: {step.mother} has {mother.weight.shape[1]} inputs, the target's {n_in}")
+        places = _Places.identity(n_in, weight.device)
+        if not step.is_flat:  # a layer whose output is added to the input is tied to it
+            growing.places[line] = places
+        return places
     places = growing.places[line]
     return places.flattened(n_in) if step.is_flat else places
 

@@ -157,6 +157,105 @@ def test_a_masked_target_is_planted_without_what_is_pruned():
     assert difference(planted, target, torch.randn(4, 2, 8, 8)) < 1e-5
 
 
+def images(seed, n_channels=2, size=8):
+    return torch.randn(4, n_channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_masks(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(m.shape, generator=generator) < 0.5 for name, m in pns.nn.get_masks(model).items()}
+
+
+def test_masked_layers_before_a_batch_norm():
+    target = pns.nn.mask_model(sparse(plain(4), 0, 1.0))
+    pns.nn.set_masks(target, random_masks(target, 1))
+    assert not target[4].bias_mask.all()  # which the norm's own shift must not be pruned with
+    planted = pns.plant_module(target, sparse(plain(10), 2, 1.0))
+    assert difference(planted, target, images(3)) < 1e-5
+
+
+def test_a_supermask_target():
+    torch.manual_seed(0)
+    target = pns.nn.supermask_model(sparse(plain(4), 0, 1.0), keep=0.4).eval()
+    assert difference(pns.plant_module(target, sparse(plain(10), 2, 1.0)), target, images(3)) < 1e-5
+
+
+def test_a_masked_mother_counts_with_zeros_where_it_is_pruned():
+    target, mother = sparse(plain(4), 0, 0.5), pns.nn.mask_model(sparse(plain(10), 2, 1.0))
+    pns.nn.set_masks(mother, random_masks(mother, 1))
+    x, before = images(3), {k: v.clone() for k, v in mother.state_dict().items()}
+    assert difference(pns.plant_module(target, mother), target, x) < 1e-5
+    assert all(torch.equal(v, before[k]) for k, v in mother.state_dict().items())
+
+
+class AddsToItsInput(nn.Module):
+    def __init__(self, width, has_head):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, width, 3, 1, 1), nn.Conv2d(width, 2, 3, 1, 1)
+        self.head = nn.Linear(2 * 64, 3) if has_head else None
+
+    def forward(self, x):
+        h = x + self.second(F.relu(self.first(x)))
+        return h if self.head is None else self.head(F.relu(h).flatten(1))
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_sum_with_the_input_keeps_its_places_and_scale(has_head):
+    target, mother = (sparse(AddsToItsInput(width, has_head), width, 0.5) for width in (3, 20))
+    planted = pns.plant_module(target, mother)
+    assert difference(planted, target, images(0)) < 1e-5
+    assert planted.neurons["second"].tolist() == [0, 1]
+
+
+class Named(nn.Module):
+    """Linear layers in the order of ``names``."""
+
+    def __init__(self, width, names):
+        super().__init__()
+        self.names, sizes = names, (2, width, width, 3)
+        for name in sorted(names):  # registered in the same order in each
+            at = names.index(name)
+            setattr(self, name, nn.Linear(sizes[at], sizes[at + 1]))
+
+    def forward(self, x):
+        first, second, third = (getattr(self, name) for name in self.names)
+        return third(F.relu(second(F.relu(first(x)))))
+
+
+@pytest.mark.parametrize("names", ["abc", "acb", "xyz"])
+def test_layers_go_together_by_their_order_whatever_their_names(names):
+    target, mother = sparse(Named(3, "abc"), 0, 0.7), sparse(Named(20, names), 1, 1.0)
+    planted = pns.plant_module(target, mother)
+    assert difference(planted, target, torch.randn(9, 2, generator=torch.Generator().manual_seed(0))) < 1e-5
+    assert list(planted.neurons) == list(names)
+
+
+def twice(width, is_tied):
+    """A layer that is there twice, or two layers of one weight."""
+    layer, other = nn.Linear(width, width), nn.Linear(width, width)
+    other.weight = layer.weight
+    return nn.Sequential(*(nn.Linear(2, width), layer, nn.ReLU(), other if is_tied else layer, nn.Linear(width, 2)))
+
+
+def test_a_layer_there_twice():
+    for is_tied in (False, True):
+        with pytest.raises(ValueError, match=r"mother: \d.weight is used twice"):
+            pns.plant_module(sparse(twice(3, is_tied), 0), sparse(twice(20, is_tied), 1))
+    layer = nn.Linear(2, 2)
+    norms = nn.Sequential(layer, nn.BatchNorm1d(2), layer, nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match="target: batch norm 1 follows no layer of its own"):
+        pns.plant_module(norms, norms)
+
+
+def test_mothers_that_cannot_be_written_to():
+    target, mother = sparse(plain(4), 0), sparse(plain(10), 1)
+    nn.utils.parametrizations.weight_norm(mother[0])
+    with pytest.raises(ValueError, match=r"mother: 0\.weight is computed"):
+        pns.plant_module(target, mother)
+    with pytest.raises(ValueError, match="mother: 0 chooses its parameters by scores"):
+        pns.plant_module(target, pns.nn.supermask_model(sparse(plain(10), 1), 0.5))
+
+
 def test_a_target_without_parameters():
     target = sparse(Functional(3), 0, 0.0)
     planted = pns.plant_module(target, Functional(5))
