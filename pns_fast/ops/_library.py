@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 library = torch.library.Library("pns_fast", "DEF")
 
@@ -85,7 +86,11 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile traces or a torch.func transform is active: then an autograd.Function needs a separate
-    setup_context. Outside of them forward takes the context, since for a setup_context torch binds the arguments by
-    inspection, 8 us a call."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether torch.compile traces, or a torch.func transform or forward-mode differentiation is active: then an
+    autograd.Function needs a separate setup_context, and must be applied, if only to say that it has no jvp. Outside
+    of them forward takes the context: for a setup_context torch binds the arguments by inspection, 8 us a call."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # dual numbers without a transform
+    )
