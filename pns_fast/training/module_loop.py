@@ -48,7 +48,12 @@ class ModuleData:
 
     def loss_fn(self, output: Tensor, y: Tensor) -> Tensor:
         """The mean loss over samples."""
-        return F.cross_entropy(output, y) if self.loss == "cross_entropy" else F.mse_loss(output, y)
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(output, y)
+        if y.shape != output.shape:  # torch would compare every sample with every other one
+            expected = f"{list(output.shape)}, or int64 labels for cross-entropy"
+            raise ValueError(f"data: expected y of the shape of the model's output, {expected}, got {list(y.shape)}")
+        return F.mse_loss(output, y)
 
 
 def module_data(data: Any, model: nn.Module, loss: str | None) -> ModuleData:
@@ -61,8 +66,10 @@ def module_data(data: Any, model: nn.Module, loss: str | None) -> ModuleData:
             raise TypeError(f"data: expected tensors x_{part} and y_{part}")
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"data: expected as many x_{part} as y_{part}, at least one, got {len(x)} and {len(y)}")
-    device = next(model.parameters()).device
-    tensors = {f: getattr(data, f).to(device) for f in FIELDS}
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError("model: expected a module with parameters, got one without")
+    tensors = {f: getattr(data, f).to(parameter.device) for f in FIELDS}
     return ModuleData(**tensors, loss=infer_loss(data.y_train, loss), augments=bool(getattr(data, "augments", False)))
 
 

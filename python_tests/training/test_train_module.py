@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,15 @@ def test_multishot_by_hand():
     assert all(torch.equal(m, masks[name]) for name, m in found.masks.items())
 
 
+def test_multishot_starts_from_what_masked_layers_keep():
+    own = pns.prune_module(network(), "random", 0.5, seed=1)
+    model, data = pns.nn.mask_model(network(), own), blobs()
+    for pruner in ("random", "snip", "grasp"):
+        found = pns.multishot_module(model, pruner, 0.3, data, rounds=2, round_epochs=1, epochs=0)
+        assert not any((mask & ~own[name]).any() for name, mask in found.masks.items())
+    assert all(torch.equal(m, own[name]) for name, m in pns.multishot_module(model, "snip", 1, data).masks.items())
+
+
 def test_edge_popup_finds_a_subnet_of_fixed_parameters():
     model, data = network(width=40), blobs()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -270,12 +280,22 @@ def test_on_every_device(device):
         torch.testing.assert_close(found.test_loss, wanted.test_loss, rtol=0.02, atol=0.02)
 
 
+def one_number(data):
+    """A regression on one number a sample, ``[n]``."""
+    return SimpleNamespace(**{**vars(data), "y_train": data.y_train.float(), "y_test": data.y_test.float()})
+
+
+ONE_OUTPUT = nn.Sequential(nn.Flatten(), nn.Linear(72, 1))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda m, d: pns.train_module("m", None, d), TypeError, "model: expected an nn.Module"),
         (lambda m, d: pns.train_module(m, {"9.weight": torch.ones(1)}, d), ValueError, "masks: expected names"),
         (lambda m, d: pns.train_module(m, None, [1]), TypeError, "data: expected one with x_train"),
+        (lambda m, d: pns.train_module(nn.ReLU(), None, d), ValueError, "model: expected a module with parameters"),
+        (lambda m, d: pns.train_module(ONE_OUTPUT, None, one_number(d)), ValueError, r"\[40, 1\].* got \[40\]"),
         (lambda m, d: pns.train_module(m, None, d, epochs=-1), ValueError, "epochs: expected at least 0"),
         (lambda m, d: pns.train_module(m, None, d, batch_size=0), ValueError, "batch_size: expected at least 1"),
         (lambda m, d: pns.train_module(m, None, d, optimizer="adam"), TypeError, "optimizer: expected an Adam"),
