@@ -76,7 +76,8 @@ class MaskedLayer:
 
 
 def density_of(masks: dict[str, Tensor]) -> float:
-    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    n = sum(m.numel() for m in masks.values())
+    return sum(int(m.sum()) for m in masks.values()) / n if n > 0 else 1.0
 
 
 def check_plain(cls: type, layer: nn.Module) -> None:
