@@ -86,11 +86,13 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile traces, or a torch.func transform or forward-mode differentiation is active: then an
-    autograd.Function needs a separate setup_context, and must be applied, if only to say that it has no jvp. Outside
-    of them forward takes the context: for a setup_context torch binds the arguments by inspection, 8 us a call."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0  # dual numbers without a transform
-    )
+    """Whether torch.compile traces or a torch.func transform is active: then an autograd.Function needs a separate
+    setup_context. Outside of them forward takes the context, since for a setup_context torch binds the arguments by
+    inspection, 8 us a call."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def has_tangents() -> bool:
+    """Whether forward-mode differentiation is active: an autograd.Function must be applied, to say that it has no jvp,
+    where a native call would leave the tangents out."""
+    return forward_ad._current_level >= 0
