@@ -35,7 +35,8 @@ class PlantedModule:
         parameters = dict(self.module.named_parameters())
         ticket = {name: parameters[name].detach() * mask for name, mask in self.masks.items()}
         with torch.no_grad():
-            output = functional_call(self.module, ticket, (x,))
+            # a layer may have a second name: functional_call would not put back what it replaces twice
+            output = functional_call(self.module, ticket, (x,), tie_weights=False)
         return (output * _along_channels(self.output_scale, output)).to(x.dtype)
 
 

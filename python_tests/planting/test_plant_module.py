@@ -247,6 +247,16 @@ def test_a_layer_there_twice():
         pns.plant_module(norms, norms)
 
 
+def test_a_layer_of_two_names_is_left_as_it_is_by_a_ticket():
+    target, mother = sparse(Functional(3), 0), sparse(Functional(20), 1)
+    mother.again = mother.hidden
+    planted, x = pns.plant_module(target, mother), images(0, size=6)
+    parameters, output = list(planted.module.parameters()), planted.module(x)
+    assert difference(planted, target, x) < 1e-5
+    assert all(a is b for a, b in zip(planted.module.parameters(), parameters, strict=True))
+    assert torch.equal(planted.module(x), output)
+
+
 def test_mothers_that_cannot_be_written_to():
     target, mother = sparse(plain(4), 0), sparse(plain(10), 1)
     nn.utils.parametrizations.weight_norm(mother[0])
