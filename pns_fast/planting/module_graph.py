@@ -91,9 +91,17 @@ def folded(model: nn.Module, argument: str) -> nn.Module:
         if norm.running_mean is None:
             raise ValueError(f"{argument}: batch norm {node.target} tracks no statistics, so it cannot be folded")
         fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-        model.set_submodule(before.target, fuse(layer, norm))
-        model.set_submodule(node.target, nn.Identity())
+        _replace(model, layer, fuse(layer, norm))
+        _replace(model, norm, nn.Identity())
     return model
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Under each of its names: forward may use another than the graph."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
 
 
 def _write_masks(model: nn.Module) -> None:

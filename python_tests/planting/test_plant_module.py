@@ -247,6 +247,21 @@ def test_a_layer_there_twice():
         pns.plant_module(norms, norms)
 
 
+class NamedTwice(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.Linear(width * 16, 3)
+        self.features = nn.Sequential(self.conv, self.norm, nn.ReLU())
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))
+
+
+def test_a_norm_of_two_names_is_folded():
+    target, mother = sparse(NamedTwice(3), 0, 0.7), sparse(NamedTwice(20), 1, 1.0)
+    assert difference(pns.plant_module(target, mother), target, images(0, size=6)) < 1e-5
+
+
 def test_a_layer_of_two_names_is_left_as_it_is_by_a_ticket():
     target, mother = sparse(Functional(3), 0), sparse(Functional(20), 1)
     mother.again = mother.hidden
