@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _Counts = tuple[int, int, int]  # kept and planted, kept, planted
@@ -43,7 +44,7 @@ def recovery_module(masks: Mapping[str, Tensor], planted_masks: Mapping[str, Ten
         A :class:`ModuleRecovery`.
 
     Raises:
-        TypeError: an argument that is no mapping of tensors.
+        TypeError: an argument that is no mapping of bool tensors.
         ValueError: masks of other parameters, or of other shapes.
 
     >>> kept, planted = {"0.weight": torch.tensor([[True, True]])}, {"0.weight": torch.tensor([[True, False]])}
@@ -51,8 +52,12 @@ def recovery_module(masks: Mapping[str, Tensor], planted_masks: Mapping[str, Ten
     {'0': Found(precision=0.5, recall=1.0, f1=0.6666666666666666, n_kept=2, n_planted=1)}
     """
     for argument, given in (("masks", masks), ("planted_masks", planted_masks)):
-        if not isinstance(given, Mapping) or not all(isinstance(m, Tensor) for m in given.values()):
+        if not isinstance(given, Mapping):
             raise TypeError(f"{argument}: expected a dict, parameter name -> bool mask, got {type(given).__name__}")
+        for name, mask in given.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"{argument}[{name!r}]: expected a bool tensor, got {got}")
     if masks.keys() != planted_masks.keys():
         differing = sorted(masks.keys() ^ planted_masks.keys())
         raise ValueError(f"masks: expected masks of the planted parameters, only one side has {differing[:3]}")
