@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..pruners.problem import ScoringProblem
+from .masked_layer import MaskedLayer
 from .supermask_layer import SupermaskLayer
 
 Batches = list[tuple[tuple, object]]
@@ -37,6 +38,8 @@ class ModuleProblem(ScoringProblem):
         key: tuple[int, int],
     ) -> None:
         self._own = _own_tensors(model)
+        masked = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
+        self._masked = {f"{path}.{leaf}".lstrip(".") for path, layer in masked for leaf in layer.masks()}
         super().__init__([self._own[name][None] for name in masks], [m[None] for m in masks.values()], [key])
         self._model, self._names, self._batches, self._loss_fn = model, list(masks), batches, loss_fn
 
@@ -57,8 +60,8 @@ class ModuleProblem(ScoringProblem):
         for name, own in self._own.items():
             if id(own) in scored:
                 values[name], mask = scored[id(own)]
-                if f"{name}_mask" in self._own:  # a masked layer skips what this round's mask prunes
-                    values[f"{name}_mask"] = mask.to(self._own[f"{name}_mask"].dtype)
+                if name in self._masked:  # a masked layer skips what this round's mask prunes
+                    values[f"{name}_mask"] = mask
         for name, own in self._own.items():
             if name not in values:
                 if id(own) not in others:  # clone: a forward pass may write to its buffers

@@ -256,6 +256,25 @@ def test_a_module_of_two_names_is_scored_as_one_and_left_as_it_was(name, is_mask
     assert all(t is tensors[name] and torch.equal(t, values[name]) for name, t in after.items())
 
 
+class TheirMasked(nn.Linear):
+    """As in Synaptic-Flow's Layers/layers.py."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.register_buffer("weight_mask", torch.ones(n_out, n_in))
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.weight_mask, self.bias)
+
+
+def test_a_mask_of_somebody_elses_layer_is_left_alone():
+    model = nn.Sequential(TheirMasked(2, 6), nn.ReLU(), nn.Linear(6, 4))
+    model[0].weight_mask[0] = 0
+    scores = score_module(model, "snip", make_batch(), F.cross_entropy)["0.weight"]
+    assert (scores[0] == 0).all()
+    assert (scores[1:] > 0).any()
+
+
 def test_wrapped_models_have_the_names_of_what_they_wrap():
     model, batch = pns.init_population(WIDTHS).module(0), make_batch()
     expected = prune_module(model, "snip", 0.2, batch, F.cross_entropy)
