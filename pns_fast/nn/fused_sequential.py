@@ -110,5 +110,6 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _is_hooked(module: nn.Module) -> bool:
+    """Whether more is to be called than its class says: a hook, or a forward that this one has been given."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+    return any(hooks) or "forward" in module.__dict__

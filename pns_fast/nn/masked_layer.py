@@ -76,12 +76,23 @@ class MaskedLayer:
 
 
 def density_of(masks: dict[str, Tensor]) -> float:
-    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    n = sum(m.numel() for m in masks.values())
+    return sum(int(m.sum()) for m in masks.values()) / n if n > 0 else 1.0
 
 
 def check_plain(cls: type, layer: nn.Module) -> None:
     if type(layer) is not cls.plain:
         raise TypeError(f"layer: expected a plain nn.{cls.plain.__name__}, got {type(layer).__name__}")
+
+
+def check_parameters(layer: nn.Module) -> None:
+    """Refuses a layer whose weight or bias is no parameter of its own: zeros that are written there would be lost."""
+    for name in layer.masks():
+        if name not in layer._parameters:
+            raise ValueError(
+                f"{name}: expected a parameter of a {type(layer).__name__}, got one that is computed from others "
+                "(parametrised, or pruned by torch); make that permanent first"
+            )
 
 
 # A layer changes its class, as torch's parametrizations do: hooks, the training flag, attributes, and whoever else
@@ -96,6 +107,7 @@ def become_masked(layer: nn.Module, cls: type[MaskedLayer]) -> None:
 
 def become_plain(layer: MaskedLayer) -> None:
     """Turns a masked layer into the plain torch layer with zeros where it pruned, in place."""
+    check_parameters(layer)
     with torch.no_grad():
         for name, mask in layer.masks().items():
             getattr(layer, name).masked_fill_(~mask, 0)

@@ -6,7 +6,7 @@ A mask has the qualified name of its parameter, "encoder.0.weight", as in ``mode
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,11 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
         MaskedLinear(in_features=2, out_features=3, bias=True, density=0.5556)
     """
     model = copy.deepcopy(unwrap(model))
-    shared: dict[int, Tensor] = {}
+    shared = {key: mask for _, key, mask in _masks(model, MaskedLayer)}
     for layer in _plain_layers(model):
         become_masked(layer, _MASKED[type(layer)])
         for name, mask in layer.masks().items():  # one parameter, one mask
-            setattr(layer, f"{name}_mask", shared.setdefault(id(getattr(layer, name)), mask))
+            setattr(layer, f"{name}_mask", shared.setdefault(_key(layer, name), mask))
     fuse(model)
     if masks is not None:
         set_masks(model, masks)
@@ -80,7 +80,8 @@ def supermask_model(model: nn.Module, keep: float) -> nn.Module:
     :class:`SupermaskConv2d`, with fixed parameters and fresh scores; :func:`pns_fast.edge_popup_module` trains them.
 
     Args:
-        model: any module; it is not changed. What :func:`mask_model` leaves as it is stays as it is here.
+        model: any module; it is not changed. What :func:`mask_model` leaves as it is stays as it is here. A parameter
+            that layers share has one score, which they share as well.
         keep: density in [0, 1] of each layer's weights and of its biases; an attribute of each layer.
 
     Returns:
@@ -96,11 +97,11 @@ def supermask_model(model: nn.Module, keep: float) -> nn.Module:
     """
     check_keep(keep)
     model = copy.deepcopy(unwrap(model))
-    shared: dict[int, Tensor] = {}
+    shared: dict[Hashable, nn.Parameter] = {}
     for layer in _plain_layers(model):
         become_supermask(layer, _SUPERMASK[type(layer)], keep)
-        for name, scores in layer._scores():  # one parameter, one score for each of its entries
-            setattr(layer, f"{name}_scores", shared.setdefault(id(getattr(layer, name)), scores))
+        for name, scores in layer._scores():  # one parameter, one mask
+            setattr(layer, f"{name}_scores", shared.setdefault(_key(layer, name), scores))
     return model
 
 
@@ -125,6 +126,19 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLayer | Superma
             yield name, module
 
 
+def _masks(model: nn.Module, kind: type = object) -> Iterator[tuple[str, Hashable, Tensor]]:
+    """Name, key and mask of every parameter of masked layers of a kind; of a shared one for each layer that has it."""
+    for prefix, layer in masked_layers(model):
+        for name, mask in layer.masks().items() if isinstance(layer, kind) else ():
+            yield _join(prefix, name), _key(layer, name), mask
+
+
+def _key(layer: nn.Module, name: str) -> Hashable:
+    """Equal for a parameter that layers share. One that is computed (parametrised) is a new tensor each time."""
+    parameter = layer._parameters.get(name)
+    return (id(layer), name) if parameter is None else id(parameter)
+
+
 def get_masks(model: nn.Module) -> dict[str, Tensor]:
     """The masks of all masked and supermask layers by parameter name; the buffers themselves, not copies.
 
@@ -139,11 +153,10 @@ def get_masks(model: nn.Module) -> dict[str, Tensor]:
         ['0.weight', '0.bias']
     """
     masks, seen = {}, set()
-    for prefix, layer in masked_layers(model):
-        for name, mask in layer.masks().items():
-            if id(getattr(layer, name)) not in seen:
-                masks[_join(prefix, name)] = mask
-            seen.add(id(getattr(layer, name)))
+    for name, key, mask in _masks(model):
+        if key not in seen:
+            masks[name] = mask
+        seen.add(key)
     return masks
 
 
@@ -164,12 +177,12 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
         tensor([[ True, False]])
     """
     model = unwrap(model)
-    targets = {
-        _join(prefix, name): (getattr(layer, name), mask)
-        for prefix, layer in masked_layers(model)
-        if isinstance(layer, MaskedLayer)
-        for name, mask in layer.masks().items()
-    }
+    # All masks of a parameter: layers that share it share one, until a move to another device gives each its own.
+    of_parameter: dict[Hashable, list[Tensor]] = {}
+    targets: dict[str, list[Tensor]] = {}
+    for name, key, mask in _masks(model, MaskedLayer):
+        targets[name] = of_parameter.setdefault(key, [])
+        targets[name].append(mask)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, mask in check_names("masks", masks).items():
         if name not in targets:
@@ -180,7 +193,8 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
             )
         check_mask(f"masks[{name!r}]", mask, targets[name][0])
     for name, mask in masks.items():
-        targets[name][1].copy_(mask)
+        for target in targets[name]:
+            target.copy_(mask)
 
 
 def check_names(argument: str, masks: NamedMasks) -> NamedMasks:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..pruners.problem import ScoringProblem
+from .masked_layer import MaskedLayer
 from .supermask_layer import SupermaskLayer
 
 Batches = list[tuple[tuple, object]]
@@ -36,8 +37,10 @@ class ModuleProblem(ScoringProblem):
         loss_fn: Callable[..., Tensor] | None,
         key: tuple[int, int],
     ) -> None:
-        all_parameters = dict(model.named_parameters())
-        super().__init__([all_parameters[name][None] for name in masks], [m[None] for m in masks.values()], [key])
+        self._own = _own_tensors(model)
+        masked = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
+        self._masked = {f"{path}.{leaf}".lstrip(".") for path, layer in masked for leaf in layer.masks()}
+        super().__init__([self._own[name][None] for name in masks], [m[None] for m in masks.values()], [key])
         self._model, self._names, self._batches, self._loss_fn = model, list(masks), batches, loss_fn
 
     def _call(
@@ -49,15 +52,22 @@ class ModuleProblem(ScoringProblem):
     ):
         """The model's output with these parameters ``[1, ...]``, masked unless told otherwise; ``prepare`` is applied
         to all others."""
-        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        # clone: a forward pass may write to its buffers
-        values = {n: prepare(t.detach().clone()) if t.is_floating_point() else t.clone() for n, t in own.items()}
         masks = self.masks if through_mask else [torch.ones_like(m) for m in self.masks]
-        for name, parameter, mask in zip(self._names, parameters, masks, strict=True):
-            values[name] = (parameter * mask)[0]
-            if f"{name}_mask" in values:  # a masked layer skips what this round's mask prunes
-                values[f"{name}_mask"] = mask[0].to(values[f"{name}_mask"].dtype)
-        return functional_call(self._model, values, inputs)
+        scored = zip(self._names, parameters, masks, strict=True)
+        scored = {id(self._own[name]): ((parameter * mask)[0], mask[0]) for name, parameter, mask in scored}
+        others: dict[int, Tensor] = {}
+        values = {}
+        for name, own in self._own.items():
+            if id(own) in scored:
+                values[name], mask = scored[id(own)]
+                if name in self._masked:  # a masked layer skips what this round's mask prunes
+                    values[f"{name}_mask"] = mask
+        for name, own in self._own.items():
+            if name not in values:
+                if id(own) not in others:  # clone: a forward pass may write to its buffers
+                    others[id(own)] = prepare(own.detach().clone()) if own.is_floating_point() else own.clone()
+                values[name] = others[id(own)]
+        return functional_call(self._model, values, inputs, tie_weights=False)
 
     def loss(self, parameters: Sequence[Tensor], temperature: float = 1.0, through_mask: bool = True) -> Tensor:
         """The mean loss over all samples of the batches; outputs are divided by ``temperature``."""
@@ -110,6 +120,18 @@ class ModuleProblem(ScoringProblem):
                 name = f"{path or 'it'} ({type(layer).__name__})"
                 raise ValueError(f"model: this pruner expects linear layers in sequence, {name} is something else")
         return found
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a module's once, even if it has two: functional_call would not put back what it
+    replaces twice. A tensor that modules share is there once for each."""
+    return {
+        f"{path}.{leaf}".lstrip("."): tensor
+        for path, module in model.named_modules()
+        for tensors in (module._parameters, module._buffers)
+        for leaf, tensor in tensors.items()
+        if tensor is not None
+    }
 
 
 def _in_sequence(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

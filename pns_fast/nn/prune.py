@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import ops
+from .model import unwrap
 from .prune_module import score_module
 
 
@@ -85,7 +86,7 @@ def importance_scores(model: nn.Module, pruner: str, batches=None, loss_fn=None,
     ranks = torch.empty_like(flat)
     ranks[order] = torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)
     parts = ranks.flip(0).split([s.numel() for s in scores.values()])
-    modules = dict(model.named_modules())
+    modules = dict(unwrap(model).named_modules())
     result = {}
     for (name, score), part in zip(scores.items(), parts, strict=True):
         path, _, leaf = name.rpartition(".")

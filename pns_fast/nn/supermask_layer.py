@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .masked_layer import check_plain, density_of
+from .masked_layer import check_parameters, check_plain, density_of
 
 
 class SupermaskLayer:
@@ -79,6 +79,7 @@ def become_supermask(layer: nn.Module, cls: type[SupermaskLayer], keep: float) -
 
 def subnet_become_plain(layer: SupermaskLayer) -> None:
     """Turns a supermask layer into the plain torch layer with zeros where it prunes, in place."""
+    check_parameters(layer)
     with torch.no_grad():
         for name, mask in layer.masks().items():
             getattr(layer, name).masked_fill_(~mask, 0)

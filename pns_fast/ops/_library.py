@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 library = torch.library.Library("pns_fast", "DEF")
 
@@ -89,3 +90,9 @@ def is_transformed() -> bool:
     setup_context. Outside of them forward takes the context, since for a setup_context torch binds the arguments by
     inspection, 8 us a call."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def has_tangents() -> bool:
+    """Whether forward-mode differentiation is active: an autograd.Function must be applied, to say that it has no jvp,
+    where a native call would leave the tangents out."""
+    return forward_ad._current_level >= 0

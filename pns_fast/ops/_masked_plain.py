@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from .. import _native
 from . import _memory
-from ._library import is_transformed, pointer
+from ._library import has_tangents, is_transformed, pointer
 from ._masked_product import BACKWARD, FORWARD
 
 
@@ -43,6 +43,7 @@ def is_watched() -> bool:
     return (
         is_transformed()  # first: under torch.compile what follows cannot be traced
         or has_mode()
+        or has_tangents()
         or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state() is not None
     )

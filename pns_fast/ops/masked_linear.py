@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _masked_cuda, _masked_plain
-from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, is_transformed, library
+from ._library import HALVES, check_same_device, check_same_dtype, check_tensor, has_tangents, is_transformed, library
 from ._masked_product import dtypes_on, fits, masked_backward, masked_outer, masked_product
 
 library.define("masked_linear(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor")
@@ -236,7 +236,7 @@ class _SparseOnCuda(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, mask = ctx.saved_tensors
         wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed():
             grad_x = _product(grad, weight, mask, None, None, True) if wants_x else None
             grad_weight = _outer(grad, x, mask) if wants_weight else None
         else:
@@ -293,7 +293,7 @@ def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None
     needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if grad_mask is None and _is_plain_on_cuda(rows, weight, pattern, bias):
         y = _on_cuda(rows, weight, pattern, bias)
-    elif (needs_grad and torch.is_grad_enabled()) or is_transformed():
+    elif (needs_grad and torch.is_grad_enabled()) or is_transformed() or has_tangents():
         y = _product(rows, weight, pattern, grad_mask, bias, False)
     else:
         y = masked_product(rows, weight, pattern, bias, False)
@@ -316,9 +316,10 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     alone are estimated to take less time, calls from Python included: float32, densities up to about 0.1, from about
     2,048 x 2,048 with 256 samples on. In a CUDA graph, where Python takes no time, that begins at 512 x 512, for masks
     that two calls of the warm-up on a side stream have seen. A changed mask is noticed by torch's version counter:
-    after torch's own in-place operations, not after writes through ``.data`` or by other libraries. The first call with
-    a large mask waits for the device; later ones do not. A graph keeps the mask it was captured with. torch's product
-    rounds as cuBLAS does: a network's last bits may differ alone and in a batch, or in a graph and out of it.
+    after torch's own in-place operations and ``topk_mask(..., out=mask)``, not after writes through ``.data`` or by
+    other libraries. The first call with a large mask waits for the device; later ones do not. A graph keeps the mask it
+    was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ alone and in a batch, or
+    in a graph and out of it.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.

@@ -115,6 +115,12 @@ def _check_out(out: Tensor, scores: Tensor) -> None:
         raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
 
 
+def _say_written(out: Tensor) -> None:
+    """As torch's in-place operations do: autograd, and the index of a mask on CUDA, know a change by the version."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def _raise_nan() -> None:
     raise ValueError("scores: expected numbers that can be ranked, got NaN")
 
@@ -217,6 +223,7 @@ def _register(register, run_rows, run_list, empty_mask=_empty_mask) -> dict:
         _check_out(out, scores)
         threshold = scores.new_empty(_row_shape(scores))
         run_rows(scores, keep, ties, hint, out, threshold)
+        _say_written(out)
         return threshold
 
     def list_only(scores, keep, *, ties="index", hint=None):
@@ -236,6 +243,8 @@ def _register(register, run_rows, run_list, empty_mask=_empty_mask) -> dict:
             _check_out(o, s)
         threshold = scores[0].new_full((), math.nan)
         run_list(scores, keep, ties, hint, out, threshold)
+        for o in out:
+            _say_written(o)
         return threshold
 
     overloads = {"": mask_only, ".list": list_only, ".threshold": mask_and_threshold, ".into": into}
@@ -423,6 +432,7 @@ def topk_mask(
             _check(scores, ties, options.get("hint"))
             _check_out(out, scores)
             _rows_on_cuda(scores, keep, ties, options.get("hint"), out, None)
+            _say_written(out)
             return out
         threshold = _OPS.topk_mask.into(scores, keep, **options, out=out)
         return (out, threshold) if return_threshold else out

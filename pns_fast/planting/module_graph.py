@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,10 +58,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Step:
-    """A layer by its names in both modules: the line it reads (flattened or not) and the one it adds to."""
+    """A layer: the line it reads (flattened or not) and the one it adds to."""
 
-    name: str  # in the mother
-    target: str
+    target: str  # its name in the target
+    mother: str  # and in the mother
     reads: Line
     is_flat: bool
     writes: Line
@@ -74,48 +75,53 @@ class _Tracer(fx.Tracer):
 
 
 def folded(model: nn.Module, argument: str) -> nn.Module:
-    """A copy in evaluation mode, each batch norm folded into the layer before it; what masks prune is zero."""
+    """A copy in evaluation mode, zeros where masked layers prune, each batch norm folded into the layer before it."""
     model = copy.deepcopy(model).eval()
-    modules, graph = dict(model.named_modules()), _trace(model, argument)
-    names = [node.target for node in graph.nodes if _is_layer(node, model)]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
-            raise ValueError(f"{argument}: layer {name} is used {names.count(name)} times, planting knows once")
-        _write_masks(modules[name], f"{argument}: {name}")
-        _check_forward(modules[name], f"{argument}: {name}")
-    for node in graph.nodes:
+    _write_masks(model)
+    modules, nodes = dict(model.named_modules()), list(_trace(model, argument).nodes)
+    n_calls = Counter(id(modules[node.target]) for node in nodes if node.op == "call_module")
+    for node in nodes:
+        if _is_layer(node, model):
+            _check_forward(modules[node.target], f"{argument}: {node.target}")
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, _NORMS):
             continue
         before = node.args[0]
         layer = modules.get(before.target) if before.op == "call_module" else None
-        if not isinstance(layer, _LAYERS) or len(before.users) != 1:
+        if not isinstance(layer, _LAYERS) or len(before.users) != 1 or n_calls[id(layer)] != 1:
             raise ValueError(
                 f"{argument}: batch norm {node.target} follows no layer of its own that it can be folded into"
             )
         if norm.running_mean is None:
             raise ValueError(f"{argument}: batch norm {node.target} tracks no statistics, so it cannot be folded")
         fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-        model.set_submodule(before.target, fuse(layer, norm))
-        model.set_submodule(node.target, nn.Identity())
+        _replace(model, layer, fuse(layer, norm))
+        _replace(model, norm, nn.Identity())
     return model
 
 
-def _write_masks(layer: nn.Module, what: str) -> None:
-    """Zeros where a masked layer prunes; its masks then prune nothing, so that a ticket can be written anywhere."""
-    if hasattr(layer, "weight_scores"):
-        raise ValueError(f"{what} chooses what it keeps by scores, expected plain or masked layers: pns.nn.finalize")
-    for parameter, mask in ((layer.weight, "weight_mask"), (layer.bias, "bias_mask")):
-        if isinstance(kept := getattr(layer, mask, None), torch.Tensor):
-            with torch.no_grad():
-                parameter.mul_(kept)
-                kept.fill_(True)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Under each of its names: forward may use another than the graph."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def _write_masks(model: nn.Module) -> None:
+    """Masked and supermask layers keep all of what is left: norms are folded into it, and the mother is written to."""
+    for layer in model.modules():
+        masks = layer.masks() if isinstance(layer, _LAYERS) and hasattr(layer, "masks") else {}
+        for name, mask in masks.items():
+            if name in layer._parameters:
+                layer._parameters[name].masked_fill_(~mask, 0)
+                mask.fill_(True)
 
 
 def _check_forward(layer: nn.Module, what: str) -> None:
     """A subclass may compute something else of its weights than a layer of them does; a masked one does not."""
     kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    if type(layer).forward is not kind.forward and not hasattr(layer, "weight_mask"):
+    if type(layer).forward is not kind.forward and not hasattr(layer, "masks"):
         raise ValueError(f"{what} is a {type(layer).__name__} with a forward of its own, expected a {kind.__name__}")
 
 
@@ -126,7 +132,7 @@ def steps(target: nn.Module, mother: nn.Module) -> list[Step]:
         ValueError: the structures differ, or have something that scales do not pass through.
     """
     lines: dict[fx.Node, tuple[Line, bool]] = {}
-    found = []
+    found, written = [], set()
     for node, twin in _pairs(target, mother):
         if node.op == "placeholder":
             lines[node] = Line(), False
@@ -134,11 +140,13 @@ def steps(target: nn.Module, mother: nn.Module) -> list[Step]:
         elif node.op == "output":
             lines[node.args[0]][0].root().is_output = True
         elif _is_layer(node, target):
-            _check_layer(node.target, target.get_submodule(node.target), mother.get_submodule(twin.target))
+            layer = mother.get_submodule(twin.target)
+            _check_layer(twin.target, target.get_submodule(node.target), layer)
+            _check_writable(twin.target, layer, written)
             read, is_flat = lines[node.args[0]]
             lines[node] = Line(), False
-            lines[node][0].has_pixels = isinstance(target.get_submodule(node.target), nn.Conv2d)
-            found.append(Step(twin.target, node.target, read, is_flat, lines[node][0]))
+            lines[node][0].has_pixels = isinstance(layer, nn.Conv2d)
+            found.append(Step(node.target, twin.target, read, is_flat, lines[node][0]))
         else:
             lines[node] = _passed(node, target, [lines[i] for i in node.all_input_nodes])
     return found
@@ -243,3 +251,18 @@ def _check_layer(name: str, target: nn.Module, mother: nn.Module) -> None:
         raise ValueError(f"target: {name} is wider than the mother's, {sizes[0]} outputs and inputs against {sizes[1]}")
     if target.bias is not None and mother.bias is None and bool(target.bias.detach().any()):
         raise ValueError(f"mother: {name} has no bias, the target's has one")
+
+
+def _check_writable(name: str, layer: nn.Module, written: set[int]) -> None:
+    """A mother's layer must have parameters that hold what is written to them, and be written to once."""
+    if hasattr(layer, "weight_scores"):
+        raise ValueError(f"mother: {name} chooses its parameters by scores, see pns_fast.nn.finalize")
+    for leaf in ("weight", "bias"):
+        parameter = getattr(layer, leaf)
+        if parameter is None:
+            continue
+        if leaf not in layer._parameters:
+            raise ValueError(f"mother: {name}.{leaf} is computed from others (parametrised, or pruned by torch)")
+        if id(parameter) in written:
+            raise ValueError(f"mother: {name}.{leaf} is used twice (a shared or tied layer), planting fills it once")
+        written.add(id(parameter))

@@ -19,7 +19,7 @@ class PlantedModule:
     module: nn.Module  # the mother in evaluation mode, batch norms folded
     masks: dict[str, Tensor]  # the ticket: parameter name -> bool mask, for every convolution and linear layer
     output_scale: Tensor  # float64 [n_L]: the ticket's output times this is the target's
-    neurons: dict[str, Tensor]  # layer name -> int64 [target's outputs]: where each is, -1: it has no parameter
+    neurons: dict[str, Tensor]  # layer name of the mother -> int64 [target's outputs]: where each is, -1: no parameter
     fallbacks: int  # neurons for which no free one had a positive scale
     tied: int  # neurons whose place and scale a residual sum prescribed
 
@@ -35,7 +35,8 @@ class PlantedModule:
         parameters = dict(self.module.named_parameters())
         ticket = {name: parameters[name].detach() * mask for name, mask in self.masks.items()}
         with torch.no_grad():
-            output = functional_call(self.module, ticket, (x,))
+            # a layer may have a second name: functional_call would not put back what it replaces twice
+            output = functional_call(self.module, ticket, (x,), tie_weights=False)
         return (output * _along_channels(self.output_scale, output)).to(x.dtype)
 
 
@@ -82,13 +83,14 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     ``|theta - lambda m|`` with ``lambda = theta.m / |m|^2 > 0`` takes ``theta / lambda`` there and keeps the rest.
     Across a flatten a channel's scale repeats for its pixels; ReLU, pooling and dropout pass scales through; batch norm
     is folded into the layer before it, in both networks. Where outputs are added up (a residual sum) all summands need
-    the same places and scales: the first layer that needs a channel chooses, later ones are tied to it (to the input
-    where that is a summand), and so are hidden less well.
+    the same places and scales: the first layer that needs a channel chooses, later ones are tied to it, and so are
+    hidden less well. What is added to the network's input is tied to that: same place, scale 1.
 
     Args:
         target: what to plant: what is zero in it is no part of the ticket. ``Conv2d``, ``Linear``, ``ReLU``, max and
             average pooling, flatten, dropout, batch norm after a layer, sums of two; masked layers by their masks.
-        mother: a network of the same structure, at least as wide in every layer; it is not changed.
+        mother: a network of the same structure, at least as wide in every layer, each layer there once; it is not
+            changed. Masked layers count as plain ones with zeros, in the result their masks are full.
 
     Returns:
         A :class:`PlantedModule`.
@@ -114,27 +116,10 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     growing, order = _Planting(), steps(target, mother)
     if not order:
         raise ValueError("target: expected convolutional or linear layers, found none")
-    _check_mother(mother, order)
     for step in order:
-        _plant_layer(growing, step, target.get_submodule(step.target), mother.get_submodule(step.name))
+        _plant_layer(growing, step, target.get_submodule(step.target), mother.get_submodule(step.mother))
     output = next(p for line, p in growing.places.items() if line.root().is_output)
     return PlantedModule(mother, growing.masks, output.scale, growing.neurons, growing.fallbacks, growing.tied)
-
-
-def _check_mother(mother: nn.Module, order: list[Step]) -> None:
-    """Each layer must hold parameters of its own, which can be written."""
-    found: dict[int, str] = {}
-    for step in order:
-        layer = mother.get_submodule(step.name)
-        for name in ("weight", "bias"):
-            parameter, shown = getattr(layer, name), f"{step.name}.{name}"
-            if parameter is None:
-                continue
-            if not isinstance(parameter, nn.Parameter):
-                raise ValueError(f"mother: {shown} is computed from other parameters, expected one that can be written")
-            if id(parameter) in found:
-                raise ValueError(f"mother: {shown} is {found[id(parameter)]} too, expected parameters of its own")
-            found[id(parameter)] = shown
 
 
 def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.Module) -> None:
@@ -147,20 +132,23 @@ def _plant_layer(growing: _Planting, step: Step, target: nn.Module, mother: nn.M
     candidates = _candidates(mother, inputs.index)
     line = step.writes.root()
     if line.is_output and len(candidates) != len(theta):
-        raise ValueError(f"mother: {step.name} has {len(candidates)} outputs, the target's {len(theta)}")
-    # what is added to the network's input has its places and scales
+        raise ValueError(f"mother: {step.mother} has {len(candidates)} outputs, the target's {len(theta)}")
+    # What is added to the network's input has its places and scales.
     unplaced = _Places.identity if line.is_input else _Places.none
     outputs = growing.places.setdefault(line, unplaced(len(theta), theta.device))
     growing.tied += int((support.any(1) & (outputs.index >= 0)).sum())
     growing.fallbacks += _choose(outputs, theta, support, candidates, line.is_output)
-    growing.neurons[step.name] = torch.where(support.any(1) | line.is_output, outputs.index, -1)
-    _write(growing, step.name, mother, theta / outputs.scale[:, None], support, inputs.index, outputs.index)
+    growing.neurons[step.mother] = torch.where(support.any(1) | line.is_output, outputs.index, -1)
+    _write(growing, step.mother, mother, theta / outputs.scale[:, None], support, inputs.index, outputs.index)
 
 
 def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight ``[T, I, kernel positions]`` and bias ``[T]`` in float64."""
+    """Weight ``[T, I, kernel positions]`` and bias ``[T]`` in float64, without what a masked layer prunes."""
     weight = layer.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+    for name, parameter in (("weight_mask", weight), ("bias_mask", bias)):
+        if isinstance(mask := getattr(layer, name, None), Tensor):
+            parameter *= mask
     return weight.flatten(2) if weight.dim() > 2 else weight[..., None], bias
 
 
@@ -169,7 +157,7 @@ def _inputs(growing: _Planting, step: Step, weight: Tensor, mother: nn.Module) -
     line, n_in = step.reads.root(), weight.shape[1]
     if line not in growing.places:  # the network's input, whose channels stay where they are
         if mother.weight.shape[1] != n_in:
-            raise ValueError(f"mother: {step.name} has {mother.weight.shape[1]} inputs, the target's {n_in}")
+            raise ValueError(f"mother: {step.mother} has {mother.weight.shape[1]} inputs, the target's {n_in}")
         return _Places.identity(n_in, weight.device)
     places = growing.places[line]
     if step.is_flat and not line.has_pixels and n_in != len(places.index):

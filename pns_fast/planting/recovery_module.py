@@ -52,11 +52,12 @@ def recovery_module(masks: Mapping[str, Tensor], planted_masks: Mapping[str, Ten
     {'0': Found(precision=0.5, recall=1.0, f1=0.6666666666666666, n_kept=2, n_planted=1)}
     """
     for argument, given in (("masks", masks), ("planted_masks", planted_masks)):
-        if not isinstance(given, Mapping) or not all(isinstance(m, Tensor) for m in given.values()):
+        if not isinstance(given, Mapping):
             raise TypeError(f"{argument}: expected a dict, parameter name -> bool mask, got {type(given).__name__}")
         for name, mask in given.items():
-            if mask.dtype != torch.bool:
-                raise TypeError(f"{argument}[{name!r}]: expected bool, got {mask.dtype}")
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"{argument}[{name!r}]: expected a bool tensor, got {got}")
     if masks.keys() != planted_masks.keys():
         differing = sorted(masks.keys() ^ planted_masks.keys())
         raise ValueError(f"masks: expected masks of the planted parameters, only one side has {differing[:3]}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..nn.model import unwrap
+from ..nn.model import get_masks, unwrap
 from ..nn.prune_module import prune_module
 from ..pruners import SCOPES, pruning_batch, round_density
 from ..pruners.checks import check_choice, check_count, check_density
@@ -25,7 +25,7 @@ class ModuleMultishotResult:
     """The masks found; the last training says what they are worth: its entry 0 at initial parameters (strong), its
     last one after training (weak)."""
 
-    masks: dict[str, Tensor] | None  # None at density 1: nothing is pruned
+    masks: dict[str, Tensor] | None  # None where nothing is pruned: at density 1, of a model without masked layers
     result: ModuleResult
 
 
@@ -53,7 +53,7 @@ def multishot_module(
     parameters. At density 1 there are no rounds.
 
     Args:
-        model: at its initial parameters; it is not changed.
+        model: at its initial parameters; it is not changed. Of masked layers, what they keep is where pruning starts.
         pruner: out of ``pruners.names()``.
         density: fraction of parameters kept at the end, in (0, 1].
         data: labelled samples, as in :func:`train_module`.
@@ -93,7 +93,7 @@ def multishot_module(
     options = {"batch_size": batch_size, "optimizer": optimizer}
     rounds = 0 if density == 1 else rounds
     parts = progress_parts(progress, [round_epochs] * rounds + [epochs])
-    masks = None
+    masks = {name: mask.clone() for name, mask in get_masks(model).items()} or None
     for r in range(1, rounds + 1):
         (of_round,) = round_seeds(seed, 1, r)
         trained = train_module(model, masks, on_device, round_epochs, seed=of_round, progress=parts[r - 1], **options)

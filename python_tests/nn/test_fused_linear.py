@@ -9,6 +9,7 @@ import pytest
 import torch
 from ops.layers import F32, F64, assert_close
 from torch import nn
+from torch.autograd import forward_ad
 
 from pns_fast.nn import FusedSequential, get_masks, mask_model, set_masks
 
@@ -193,6 +194,24 @@ def test_hooks_are_called(at):
     assert torch.equal(y, expected)
     handle.remove()
     assert is_chain(model(x))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_forward_that_a_module_was_given_is_called(at):
+    model = network(7, 70, 3)
+    x, forward = batch(5, 7), model[at].forward
+    model[at].forward = lambda x: forward(x) + 1
+    assert torch.equal(model(x), one_by_one(model)(x))
+    del model[at].forward
+    assert is_chain(model(x))
+
+
+def test_forward_mode_is_refused_not_ignored():
+    model = network(7, 70, 3).requires_grad_(False)
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(batch(5, 7), torch.ones(5, 7))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            model(x)
 
 
 def test_what_is_no_chain_runs_module_by_module():

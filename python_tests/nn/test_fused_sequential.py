@@ -113,6 +113,14 @@ def test_hooks_are_called(tails, at):
     assert tails == [(False, 1), (False, 1), (True, 2)]
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_forward_that_a_module_was_given_is_called(tails, at):
+    model = masked(conv(2, 6), nn.ReLU(), nn.MaxPool2d(2))
+    forward = model[at].forward
+    model[at].forward = lambda x: forward(x) + 1
+    assert torch.equal(model(images()), nn.Sequential(*model)(images()))
+
+
 def test_subclasses_and_nested_models():
     class Mine(nn.Sequential):
         def forward(self, x):

@@ -73,6 +73,12 @@ def test_masks_start_full_and_are_set_in_place():
     assert MaskedLinear(3, 2, bias=False).masks().keys() == {"weight"}
 
 
+def test_a_layer_without_parameters_can_be_shown():
+    layer = MaskedLinear(0, 5, bias=False)
+    assert layer.density == 1.0
+    assert "in_features=0" in repr(layer)
+
+
 def test_from_linear_copies_and_finalize_goes_back():
     linear = nn.Linear(3, 2)
     before = linear.weight.detach().clone()

@@ -150,11 +150,35 @@ def test_shared_modules_and_parameters_stay_shared_and_have_one_mask():
     assert len(list(plain.parameters())) == 2
 
 
-def test_shared_parameters_have_one_score_for_each_entry():
-    subnet, x = supermask_model(Tied(), keep=0.5), torch.randn(3, 4)
-    assert subnet.other.weight_scores is subnet.one.weight_scores
-    torch.testing.assert_close(finalize(subnet)(x), subnet(x))
-    assert finalize(subnet).one.weight.count_nonzero() == 8
+def test_one_mask_of_a_shared_parameter_wherever_its_layers_go():
+    moved = mask_model(Tied())._apply(lambda t: t.clone())  # as .to(device): buffers part, parameters not
+    assert moved.other.weight is moved.one.weight
+    set_masks(moved, {"one.weight": torch.eye(4, dtype=torch.bool)})
+    assert torch.equal(moved.other.weight_mask, moved.one.weight_mask)
+    part = Tied()
+    part.other = MaskedLinear.from_linear(part.one, torch.eye(4, dtype=torch.bool))
+    part.other.weight = part.one.weight
+    copied = mask_model(part)
+    assert copied.one.weight_mask is copied.other.weight_mask
+    assert copied.one.weight_mask.sum() == 4
+
+
+def test_one_score_of_a_shared_parameter():
+    model, x = supermask_model(Tied(), 0.5), torch.randn(3, 4)
+    assert model.other.weight_scores is model.one.weight_scores
+    torch.testing.assert_close(finalize(model)(x), model(x))
+    assert finalize(model).one.weight.count_nonzero() == 8
+
+
+def test_parametrised_masked_layers():
+    model = mask_model(nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3))))
+    for layer in model:
+        nn.utils.parametrizations.weight_norm(layer)
+    assert list(get_masks(model)) == ["0.weight", "1.weight", "2.weight"]
+    with pytest.raises(ValueError, match="weight: expected a parameter of a ParametrizedMaskedLinear"):
+        finalize(model)
+    with pytest.raises(ValueError, match="weight: expected a parameter of a ParametrizedSupermaskLinear"):
+        nn.utils.parametrizations.weight_norm(SupermaskLinear(2, 2, 0.5)).finalize()
 
 
 def test_a_layer_tied_to_an_embedding_is_left_alone():

@@ -222,6 +222,59 @@ def test_tied_parameters_are_pruned_once():
     assert flat(masks).sum() == 12
 
 
+class CalledTwice(nn.Module):
+    """A layer and a norm that are called twice; ``names``: registered under so many names."""
+
+    def __init__(self, names):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer, self.norm = nn.Linear(2, 6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+        if names == 2:
+            self.layer_again, self.norm_again = self.layer, self.norm
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.layer.weight
+
+    def forward(self, x):
+        x = self.norm(self.layer(self.first(x).relu())).relu()
+        return self.tied(self.norm(self.layer(x)).relu())[:, :4]
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("name", ANY_MODULE)
+def test_a_module_of_two_names_is_scored_as_one_and_left_as_it_was(name, is_masked):
+    one, two = CalledTwice(1), CalledTwice(2)
+    if is_masked:
+        earlier = prune_module(one, "random", 0.7)
+        one, two = mask_model(one, earlier), mask_model(two, earlier)
+    tensors = {**dict(two.named_parameters()), **dict(two.named_buffers())}
+    values = {name: t.clone() for name, t in tensors.items()}
+    scores = score_module(two, name, make_batch(), F.cross_entropy)
+    expected = score_module(one, name, make_batch(), F.cross_entropy)
+    assert {n: s.tolist() for n, s in scores.items()} == {n: s.tolist() for n, s in expected.items()}
+    after = {**dict(two.named_parameters()), **dict(two.named_buffers())}
+    assert list(after) == list(tensors)
+    assert all(t is tensors[name] and torch.equal(t, values[name]) for name, t in after.items())
+
+
+class TheirMasked(nn.Linear):
+    """As in Synaptic-Flow's Layers/layers.py."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.register_buffer("weight_mask", torch.ones(n_out, n_in))
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.weight_mask, self.bias)
+
+
+def test_a_mask_of_somebody_elses_layer_is_left_alone():
+    model = nn.Sequential(TheirMasked(2, 6), nn.ReLU(), nn.Linear(6, 4))
+    model[0].weight_mask[0] = 0
+    scores = score_module(model, "snip", make_batch(), F.cross_entropy)["0.weight"]
+    assert (scores[0] == 0).all()
+    assert (scores[1:] > 0).any()
+
+
 def test_wrapped_models_have_the_names_of_what_they_wrap():
     model, batch = pns.init_population(WIDTHS).module(0), make_batch()
     expected = prune_module(model, "snip", 0.2, batch, F.cross_entropy)

@@ -60,6 +60,12 @@ def test_importance_scores_give_the_masks_of_prune_module(name, method):
     assert not (model[0].weight_mask.bool() & ~masks["0.weight"]).any()
 
 
+def test_importance_scores_of_a_wrapped_model():
+    model = network()
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        assert set(importance_scores(wrapped, "magnitude", include_bias=False)) == set(weights(model))
+
+
 BAD = [
     (lambda: GlobalTopK("0.5"), TypeError, "amount: expected a fraction"),
     (lambda: GlobalTopK(True), TypeError, "amount"),

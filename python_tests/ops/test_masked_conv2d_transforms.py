@@ -6,6 +6,7 @@ import pytest
 import torch
 from ops.convolutions import SMALL, Geometry
 from ops.layers import F32, F64, assert_close
+from torch.autograd import forward_ad
 
 from pns_fast import ops, reference
 
@@ -103,6 +104,16 @@ def test_autocast_sums_in_float32_and_returns_its_dtype():
     assert torch.equal(y, ops.masked_conv2d(half.float(), weight, mask, bias).bfloat16())
     y.sum().backward()
     assert conv.weight.grad.dtype == F32
+
+
+@pytest.mark.parametrize("tail", [{}, {"relu": True}], ids=["", "relu"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_forward_mode_is_refused_not_ignored(at, tail):
+    inputs = list(SMALL.arguments())
+    with forward_ad.dual_level():
+        inputs[at] = forward_ad.make_dual(inputs[at], torch.ones_like(inputs[at]))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            ops.masked_conv2d(*inputs, *PAIRS, **tail)
 
 
 class Layer(torch.nn.Module):

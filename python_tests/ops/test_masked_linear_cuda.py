@@ -181,6 +181,17 @@ def test_gradcheck_and_gradgradcheck(cuda, path, n, mask_kind):
     assert torch.autograd.gradgradcheck(ops.masked_linear, (x, weight, mask, bias), **fast)
 
 
+@two_paths
+def test_a_batch_of_upstream_gradients(cuda, path):
+    x, weight, mask, bias, upstream = on(cuda, arguments_of(40, 30, 20))
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    y = ops.masked_linear(x, weight, mask, bias)
+    batch = torch.stack([upstream, -2 * upstream])
+    got = torch.autograd.grad(y, (x, weight), batch, retain_graph=True, is_grads_batched=True)
+    for both, one in zip(got, torch.autograd.grad(y, (x, weight), upstream), strict=True):
+        assert_close(both, torch.stack([one, -2 * one]), "float32_gradient")
+
+
 def test_second_derivatives(cuda, path):
     """A Hessian times a vector through two layers, as GraSP takes it."""
     x, weight, mask, bias = layer(40, 50, 50, None, F64, 0.3)

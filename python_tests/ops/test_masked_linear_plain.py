@@ -41,6 +41,13 @@ def test_a_large_backward_takes_what_the_forward_kept(simd_level, batch, density
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_a_large_layer_without_samples(simd_level):
+    x, weight, mask, bias = (t.requires_grad_(t.is_floating_point()) for t in layer(0, n_in=600, n_out=500, dtype=F32))
+    gradients = torch.autograd.grad(ops.masked_linear(x, weight, mask, bias).sum(), (x, weight, bias))
+    assert [g.shape for g in gradients] == [(0, 600), (500, 600), (500,)]
+    assert not any(g.any() for g in gradients)
+
+
 def test_a_large_weight_set_past_autograd_between_forward_and_backward():
     x, weight, mask, _ = layer(70, n_in=600, n_out=500, dtype=F32, density=0.1)
     leaves, upstream = [t.clone().requires_grad_() for t in (x, weight)], torch.randn(70, 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.layers import F32, F64, assert_close, layer
+from torch.autograd import forward_ad
 
 from pns_fast import ops, reference
 
@@ -157,6 +158,15 @@ def test_autocast_sums_in_float32_and_returns_its_dtype():
     assert torch.equal(y, ops.masked_linear(half.float(), weight, mask, bias).bfloat16())
     y.sum().backward()
     assert linear.weight.grad.dtype == F32
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_forward_mode_is_refused_not_ignored(at):
+    inputs = list(layer())
+    with forward_ad.dual_level():
+        inputs[at] = forward_ad.make_dual(inputs[at], torch.ones_like(inputs[at]))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            ops.masked_linear(*inputs)
 
 
 class Layer(torch.nn.Module):

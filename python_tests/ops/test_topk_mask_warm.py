@@ -259,6 +259,28 @@ def test_out_is_written_and_returned(device):
     assert int(out.sum()) == 15
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("return_threshold", [False, True])
+def test_a_mask_that_is_written_has_a_new_version(device, as_list, return_threshold):
+    """By which autograd refuses a backward through what is no longer there, and a CUDA index is built anew."""
+    scores, out = torch.randn(40, 30, generator=generator()).to(device), torch.ones(40, 30, dtype=torch.bool).to(device)
+    weight = torch.ones(40, 30, device=device, requires_grad=True)
+    y = ops.masked_linear(torch.ones(2, 30, device=device), weight, out)
+    before = out._version
+    ops.topk_mask(*(([scores], 9) if as_list else (scores, 9)), out=[out] if as_list else out,
+                  return_threshold=return_threshold)  # fmt: skip
+    assert out._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_out_made_in_inference_mode():
+    with torch.inference_mode():
+        out = torch.zeros(10, dtype=torch.bool)
+        assert int(ops.topk_mask(torch.arange(10.0), 3, out=out).sum()) == 3
+    assert int(ops.topk_mask(torch.arange(10.0), 4, out=out).sum()) == 4
+
+
 S, B = torch.randn(10, generator=generator()), torch.zeros(10, dtype=torch.bool)
 WRONG = {
     "out: shape": (ValueError, "out", {"out": torch.zeros(11, dtype=torch.bool)}),

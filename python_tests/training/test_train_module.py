@@ -200,6 +200,15 @@ def test_multishot_by_hand():
     assert all(torch.equal(m, masks[name]) for name, m in found.masks.items())
 
 
+def test_multishot_starts_from_what_masked_layers_keep():
+    own = pns.prune_module(network(), "random", 0.5, seed=1)
+    model, data = pns.nn.mask_model(network(), own), blobs()
+    for pruner in ("random", "snip", "grasp"):
+        found = pns.multishot_module(model, pruner, 0.3, data, rounds=2, round_epochs=1, epochs=0)
+        assert not any((mask & ~own[name]).any() for name, mask in found.masks.items())
+    assert all(torch.equal(m, own[name]) for name, m in pns.multishot_module(model, "snip", 1, data).masks.items())
+
+
 def test_edge_popup_finds_a_subnet_of_fixed_parameters():
     model, data = network(width=40), blobs()
     before = {k: v.clone() for k, v in model.state_dict().items()}

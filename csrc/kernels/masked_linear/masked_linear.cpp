@@ -141,8 +141,9 @@ template <typename T>
 void masked_linear_backward(const MaskedBackward<T>& p) {
   const int64_t plane = p.n_out * p.n_in, n_x = p.batch * p.n_in, n_y = p.batch * p.n_out;
   if (p.grad_weight != nullptr) claim_huge_pages(p.grad_weight, p.n_networks * plane * sizeof(T), p.n_threads);
-  const auto pattern = p.kept != nullptr ? p.kept->pattern
-                                         : mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
+  const bool is_known = p.kept != nullptr && p.kept->pattern != nullptr;  // a forward of no samples looks at no mask
+  const auto pattern =
+      is_known ? p.kept->pattern : mask_pattern(p.mask, p.n_networks, p.n_out, p.n_in, p.n_threads);
   for_networks<T>(*pattern, p.batch, p.n_threads, [&](int64_t n, int n_threads) {
     MaskedNetwork<T>(level_functions<T>(), *pattern, n, p.batch, n_threads)
         .backward({1, p.batch, p.n_in, p.n_out, p.grad + n * n_y, at(p.y, n * n_y), at(p.x, n * n_x),

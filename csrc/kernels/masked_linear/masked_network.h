@@ -97,10 +97,19 @@ class MaskedNetwork {
     return out;
   }
 
+  // In blocks: of samples added one by one a sum of equal numbers would lose 1% at a million of them.
   void sum_bias(const T* grad, const uint8_t* bias_mask, T* grad_bias) const {
+    constexpr int64_t kBlock = 256;
+    AlignedBuffer<T>& buffer = scratch<T>().own.block;
+    buffer.resize(n_out_);
+    T* const sums = buffer.data();
     std::fill_n(grad_bias, n_out_, T{0});
-    for (int64_t b = 0; b < tiles_.batch; ++b) {
-      for (int64_t o = 0; o < n_out_; ++o) grad_bias[o] += grad[b * n_out_ + o];
+    for (int64_t first = 0; first < tiles_.batch; first += kBlock) {
+      std::fill_n(sums, n_out_, T{0});
+      for (int64_t b = first; b < std::min(tiles_.batch, first + kBlock); ++b) {
+        for (int64_t o = 0; o < n_out_; ++o) sums[o] += grad[b * n_out_ + o];
+      }
+      for (int64_t o = 0; o < n_out_; ++o) grad_bias[o] += sums[o];
     }
     for (int64_t o = 0; o < n_out_ && bias_mask != nullptr; ++o) grad_bias[o] = bias_mask[o] != 0 ? grad_bias[o] : 0;
   }
