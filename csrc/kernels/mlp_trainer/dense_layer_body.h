@@ -133,12 +133,16 @@ inline void dense_gradient_update(Layer& layer, const float* xt, int64_t stride,
     }
   };
   const auto advance_by_four = [&](auto has_tail) {
-    if (W == 16) advance(std::integral_constant<int, 4>(), has_tail);
-    if (W == 16) advance(std::integral_constant<int, 3>(), has_tail);
+    if constexpr (W == 16) {
+      advance(std::integral_constant<int, 4>(), has_tail);
+      advance(std::integral_constant<int, 3>(), has_tail);
+    }
     advance(std::integral_constant<int, 2>(), has_tail);
     advance(std::integral_constant<int, 1>(), has_tail);
   };
-  if (W == 16 && layer.has_tail()) return advance_by_four(std::bool_constant<W == 16>());
+  if constexpr (W == 16) {
+    if (layer.has_tail()) return advance_by_four(std::true_type());
+  }
   // 4 rows at a time leave less behind; but where xt does not stay in the first cache, more rows read it less often.
   constexpr int64_t kMostNear = 8192;
   if (W < 16 || n_batch * layer.row_stride > kMostNear) {
