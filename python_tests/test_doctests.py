@@ -30,7 +30,7 @@ def examples():
                 yield pytest.param(test, id=test.name)
 
 
-@pytest.mark.parametrize("test", examples())
+@pytest.mark.parametrize("test", list(examples()))
 def test_docstring_example(test, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     test.globs = {**test.globs, "torch": torch, "pns": pns}
@@ -49,7 +49,7 @@ def public_functions():
                 yield pytest.param(value, id=f"{name}.{exported}")
 
 
-@pytest.mark.parametrize("function", public_functions())
+@pytest.mark.parametrize("function", list(public_functions()))
 def test_public_function_is_documented(function):
     text = inspect.getdoc(function) or ""
     assert ">>>" in text, "no runnable example"
