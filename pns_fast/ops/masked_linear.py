@@ -309,7 +309,8 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
 
     A pruned weight is not read: an inf or NaN there does not spread, unlike in ``F.linear(x, w * m)``. The gradient of
     ``weight`` is formed at kept positions and is 0 elsewhere. Where the kept weights are is found once for each mask
-    and remembered; every call compares the mask with that, so it may change at any time and by any means.
+    and remembered; every call compares the mask with that, so it may change from call to call by any means. A
+    backward is that of what its forward read; after an in-place change in between torch refuses it.
     Under autocast it sums in float32 and returns autocast's dtype, as ``F.linear`` does.
 
     On CUDA it is torch's own product with the masked weight, at what ``F.linear(x, w * m)`` costs, unless kept weights

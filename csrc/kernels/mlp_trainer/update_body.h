@@ -52,7 +52,7 @@ struct Updater {
     second.store(state + W);
     // step_size first / (sqrt(v) correction + eps), both sides divided by sqrt(2) correction, which makes the root's factor 1.
     // Estimates and a Newton step each, to about 2 ulp, some 8 instructions. (On a Zen 5 the exact square root would take a
-    // cycle less of 7.5; not measured on others.) The step for 1 / sqrt(2v) has the factors 1, which spares an instruction.
+    // cycle less of 6.9; not measured on others.) The step for 1 / sqrt(2v) has the factors 1, which spares an instruction.
     // The tiny addend keeps v = 0 out of 0 * inf: such a parameter has first = 0, or a v that vanished.
     const Vector v = second + tiny;
     const Vector inverse_root = estimated_inverse_sqrt(v + v), half_root = v * inverse_root;
@@ -67,8 +67,8 @@ struct Updater {
 
 // The update of values [k, end) from the gradients of the parameters in force, g[0] that of value k. They come in runs,
 // with nothing in between: an update is a chain of some 80 cycles, of which the processor then overlaps several. The
-// updater is a copy, so that stores cannot change its constants and they stay in registers. Measured on a Zen 5: 7.5
-// cycles a vector, 9.4 with constants from memory; 12 to 14 behind the sums that each vector's gradient is made of.
+// updater is a copy, so that stores cannot change its constants and they stay in registers. Measured on a Zen 5: 6.9
+// cycles a vector, 8.6 with constants from memory; 11 to 13 behind the sums that each vector's gradient is made of.
 template <int W, typename Updater>
 inline void update_run(const Trained& trained, int64_t k, int64_t end, const float* g, Updater updater) {
   const auto [value, state, factor, is_edge_popup] = trained;
