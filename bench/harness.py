@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 MAX_REPEATS = 25
-# A turn lasts at least this long, so that the clock and the first cold call weigh little.
-MIN_TURN_SECONDS = 0.002
+# A turn lasts at least this long, so that the clock and the first cold calls weigh little. On CUDA, where Python runs
+# ahead of the device, those of a short turn would be most of it: a training loop's calls are not the first ones.
+MIN_TURN_SECONDS = {"cpu": 0.002, "cuda": 0.02}
 # OpenMP's workers spin for about a millisecond after a parallel region and would slow down whoever is next.
 PAUSE_SECONDS = 0.002
 GRAPH_WARM_UP = 3  # calls
@@ -135,14 +136,17 @@ def seconds_cuda(run: Callable[[], Any], loops: int) -> float:
     return begin.elapsed_time(end) / 1e3 / loops
 
 
+SECONDS = {"cpu": seconds_cpu, "cuda": seconds_cuda}
+
+
 class _Turns:
     """One contender's turns: how many it gets, how long each lasts, what was measured."""
 
-    def __init__(self, result: Result, seconds: Callable[[Callable[[], Any], int], float], share: float):
-        self.result, self.seconds, self.times = result, seconds, []
+    def __init__(self, result: Result, device: str, share: float):
+        self.result, self.seconds, self.times = result, SECONDS[device], []
         run = result.contender.run
-        once = seconds(run, 1)  # the second call: the check was the first
-        self.loops = max(1, math.ceil(MIN_TURN_SECONDS / max(once, 1e-7)))
+        once = self.seconds(run, 1)  # the second call: the check was the first
+        self.loops = max(1, math.ceil(MIN_TURN_SECONDS[device] / max(once, 1e-7)))
         fewest = 1 if once > max(share, 0.1) else 3
         self.wanted = min(MAX_REPEATS, max(fewest, int(share / (once * self.loops + PAUSE_SECONDS))))
 
@@ -186,8 +190,7 @@ def measure(case: Case, seconds_per_case: float, device: str) -> Row:
     row = Row(case, [_checked(c) for c in contenders])
     able = [r for r in row.results if r.status != "cannot run" and not r.status.startswith("failed")]
     share = seconds_per_case * case.budget / max(1, len(able))
-    seconds = seconds_cuda if device == "cuda" else seconds_cpu
-    turns = [_Turns(result, seconds, share) for result in able]
+    turns = [_Turns(result, device, share) for result in able]
     for _ in range(max(t.wanted for t in turns)):
         for turn in turns:
             turn.take()
@@ -200,15 +203,14 @@ def measure(case: Case, seconds_per_case: float, device: str) -> Row:
 
 def fastest(forms: dict[Any, Callable[[], Any]], device: str = "cpu") -> tuple[Any, Callable[[], Any]]:
     """A peer's best form: the one that is quickest once warm. If none runs, the first, which will say why."""
-    measured = seconds_cuda if device == "cuda" else seconds_cpu
-    seconds = {}
+    measured, seconds = SECONDS[device], {}
     for name, run in forms.items():
         try:
             run()
         except RuntimeError:
             continue
         once = measured(run, 1)
-        loops = math.ceil(MIN_TURN_SECONDS / max(once, 1e-7))
+        loops = math.ceil(MIN_TURN_SECONDS[device] / max(once, 1e-7))
         seconds[name] = measured(run, loops) if loops > 1 else once
     best = min(seconds, key=seconds.get, default=next(iter(forms)))
     return best, forms[best]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -123,9 +124,14 @@ def list_cases(options: argparse.Namespace) -> dict[str, list[Case]]:
 
 
 def run(
-    cases: dict[str, list[Case]], options: argparse.Namespace, ceilings: Ceilings, console: Console
+    cases: dict[str, list[Case]],
+    options: argparse.Namespace,
+    ceilings: Ceilings,
+    console: Console,
+    save: Callable[[list[Row], Ceilings], None],
 ) -> tuple[list[Row], Ceilings]:
-    """Ceilings are measured again before every kernel: the machine may have been busier at the start."""
+    """Ceilings are measured again before every kernel: the machine may have been busier at the start. ``save`` is
+    called after every kernel: a run that is stopped keeps what it has."""
     default = SECONDS_PER_CASE_QUICK if options.quick else SECONDS_PER_CASE[options.device]
     seconds = default if options.seconds is None else options.seconds
     rows = []
@@ -138,6 +144,7 @@ def run(
                 row = measure(case, seconds, options.device)
             print_row(console, row, ceilings)
             rows.append(row)
+        save(rows, ceilings)
     return rows, ceilings
 
 
@@ -161,13 +168,17 @@ def main(arguments: list[str] | None = None) -> int:
     ceilings = measure_ceilings(options.device, options.threads, options.quick)
     print_head(console, machine)
     print_ceilings(console, ceilings)
-    rows, ceilings = run(cases, options, ceilings, console)
+    command = " ".join(["python", "bench/run.py", *(sys.argv[1:] if arguments is None else arguments)])
+
+    def save(rows: list[Row], ceilings: Ceilings) -> None:
+        if options.json:
+            found = as_dict(rows, machine, ceilings, command)
+            options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+    rows, ceilings = run(cases, options, ceilings, console, save)
     print_summary(console, rows)
     print_ceilings(console, ceilings)
     console.print(f"the run took {time.perf_counter() - start:.0f} s")
-    command = " ".join(["python", "bench/run.py", *(sys.argv[1:] if arguments is None else arguments)])
-    if options.json:
-        options.json.write_text(json.dumps(as_dict(rows, machine, ceilings, command), indent=1, allow_nan=False) + "\n")
     if options.figure:
         from figure import draw
 

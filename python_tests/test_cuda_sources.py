@@ -43,8 +43,8 @@ def test_kernels_spill_no_registers(source, tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on PATH")
-    options = ["-cubin", "-arch=sm_90", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v"]
-    options += ["--Werror=all-warnings"]
+    options = ["-cubin", "-gencode=arch=compute_90a,code=sm_90a", "-DPNS_HAS_SM90A", "-std=c++17", "-O3"]
+    options += ["--expt-relaxed-constexpr", "-Xptxas=-v", "--Werror=all-warnings"]
     command = [nvcc, *options, "-I", str(CSRC), str(source), "-o", str(tmp_path / "kernel.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,9 +14,11 @@ from math import floor
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from .. import _native
+from ._library import has_tangents
 
 # ---- what the paths cost, in microseconds: see most_kept
 
@@ -29,6 +31,8 @@ PANELS = 0.02  # bytes of x a sparse product loads for each weight, kept or not,
 # do: an autograd.Function whose backward is Python, or a call of ours in place of two of torch's.
 HOST, HOST_FORWARD = 100.0, 15.0
 WORTHWHILE = 0.9  # of the dense path's time: these are estimates
+# What the dense path's calls take on the host there, measured, and some to spare: below, the device waits for it.
+HOST_DENSE, HOST_DENSE_FORWARD = 350.0, 80.0
 
 FEWEST_WEIGHTS = 1 << 18  # below, a dense product is all launch
 FEWEST_SAMPLES = 33  # 32 are one tile, too few blocks for the device
@@ -38,6 +42,18 @@ PACK_ABOVE = 1 << 18  # kept weights: gathered once instead of once for every 32
 MOST_INDICES = 256
 
 
+def _dense_time(n_weights: int, n_samples: int, n_products: int) -> float:
+    n_masked = min(n_products, 2)
+    return n_products * (2 * n_weights * n_samples / FLOPS + LAUNCH) + n_masked * (9 * n_weights / BYTES + LAUNCH)
+
+
+@lru_cache(maxsize=1024)
+def is_device_busy(n_weights: int, n_samples: int, n_products: int) -> bool:
+    """Whether the dense path's device is estimated to be what takes time, and not the host."""
+    host = HOST_DENSE if n_products > 1 else HOST_DENSE_FORWARD
+    return _dense_time(n_weights, n_samples, n_products) > host
+
+
 @lru_cache(maxsize=1024)
 def most_kept(n_weights: int, n_samples: int, n_products: int, is_captured: bool) -> int:
     """Up to how many kept weights the sparse path is estimated to be the faster one, -1: never. ``n_products``: the
@@ -45,7 +61,7 @@ def most_kept(n_weights: int, n_samples: int, n_products: int, is_captured: bool
     if n_weights < FEWEST_WEIGHTS or n_samples < FEWEST_SAMPLES:
         return -1
     work, n_masked = n_weights * n_samples, min(n_products, 2)
-    dense = n_products * (2 * work / FLOPS + LAUNCH) + n_masked * (9 * n_weights / BYTES + LAUNCH)
+    dense = _dense_time(n_weights, n_samples, n_products)
     sparse = n_products * (PANELS * work / BYTES + 2 * LAUNCH) + n_masked * 4 * n_weights / BYTES  # gathered from all
     if n_products > 1:
         sparse += 4 * n_weights / BYTES  # the gradient, zeros and all
@@ -89,6 +105,26 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
             _prepare_graph(mask)
         return None
     return None if index is None or not index.tensors or index.kept > most else index
+
+
+@cache
+def _plain_keys() -> frozenset[int]:
+    ordinary = torch.empty(0, device="cuda")
+    with torch.inference_mode():
+        return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cuda")))
+
+
+def may_launch(*tensors: Tensor | None) -> bool:
+    """Whether kernels may be given these tensors' addresses, past the dispatcher: ordinary ones on CUDA, no subclass,
+    none that a transform or a lazy negation wraps, and nobody watches the ops that run."""
+    return (
+        all(
+            t is None or (type(t) in (Tensor, Parameter) and torch._C._dispatch_keys(t).raw_repr() in _plain_keys())
+            for t in tensors
+        )
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not has_tangents()
+    )
 
 
 # ---- the index of a mask
@@ -234,13 +270,23 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (mask,) = ctx.saved_tensors
-        return _Select.apply(grad, mask), None
+        return kept_of(grad, mask), None
 
 
-def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``x (W m)^T + b`` by torch's own differentiable ops, outside of autocast: what ``F.linear(x, w * m)`` costs."""
-    if weight.numel() >= FEWEST_WEIGHTS and stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing():
-        kept = _Select.apply(weight, mask)  # a graph's replay runs no Python
+def kept_of(t: Tensor, mask: Tensor) -> Tensor:
+    """:func:`select`, differentiable, of tensors that may be any."""
+    return _Select.apply(t, mask) if may_launch(t, mask) else masked(t, mask, 0)
+
+
+def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, n_products: int = 1) -> Tensor:
+    """``x (W m)^T + b`` by torch's own differentiable product, outside of autocast: what ``F.linear(x, w * m)`` costs,
+    or less where the host is not what takes time."""
+    n_weights = weight.numel()
+    if n_weights >= FEWEST_WEIGHTS and (
+        is_device_busy(n_weights, x.numel() * weight.shape[-2] // max(n_weights, 1), n_products)
+        or (stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing())  # a graph's replay runs no Python
+    ):
+        kept = kept_of(weight, mask)
     else:
         kept = masked(weight, mask, 0)
     return _linear(x, kept, bias)

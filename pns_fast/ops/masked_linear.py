@@ -236,35 +236,32 @@ class _SparseOnCuda(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, mask = ctx.saved_tensors
         wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or is_transformed():
-            grad_x = _product(grad, weight, mask, None, None, True) if wants_x else None
-            grad_weight = _outer(grad, x, mask) if wants_weight else None
-        else:
-            grad = grad.resolve_neg()
-            grad_x, grad_weight = _masked_cuda.sparse_gradients(ctx.index, grad, x, weight, wants_x, wants_weight)
+        if torch.is_grad_enabled() or not _masked_cuda.may_launch(grad):
+            wanted = (wants_x, wants_weight, wants_bias)
+            grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
+            return grad_x, grad_weight, None, grad_bias, None
+        grad_x, grad_weight = _masked_cuda.sparse_gradients(ctx.index, grad, x, weight, wants_x, wants_weight)
         return grad_x, grad_weight, None, grad.sum(-2) if wants_bias else None, None
 
 
 def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
-    """Whether these fit and take a path of their own, past the registered products: transforms, fake tensors and
-    lazily negated ones do not."""
+    """Whether these fit and take a path of their own, past the registered products."""
     return (
         x.is_cuda
-        and type(mask) is Tensor
         and not is_transformed()
         and fits(x, weight, mask, bias)
-        and not (x.is_neg() or weight.is_neg() or (bias is not None and bias.is_neg()))
+        and _masked_cuda.may_launch(x, weight, mask, bias)
     )
 
 
 def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """A bool mask, outside of transforms and autocast. torch's product takes x [..., I] with a weight [O, I], ours
     [B, I]."""
-    n_weights = mask.numel()
+    n_weights, n_products = mask.numel(), 1
     if n_weights >= _masked_cuda.FEWEST_WEIGHTS:
         n_samples = x.shape[1] if mask.dim() == 3 else x.numel() // max(x.shape[-1], 1)
         needs_grad = torch.is_grad_enabled()
-        n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
+        n_products += (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
         if _masked_cuda.may_pay(n_weights, n_samples, n_products, x):
             rows = x if x.dim() == mask.dim() else x.reshape(n_samples, x.shape[-1])
             if _is_plain(rows, weight, mask, bias) and _is_plain_on_cuda(rows, weight, mask, bias):
@@ -272,7 +269,7 @@ def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Te
                 if index is not None:
                     y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
                     return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
-    return _masked_cuda.dense_linear(x, weight, mask, bias)
+    return _masked_cuda.dense_linear(x, weight, mask, bias, n_products)
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -341,11 +338,13 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
         >>> masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask, torch.tensor([0.5, 0.0]))
         tensor([[1.5000, 4.0000]])
     """
-    if _is_plain_call(x, weight, mask, bias):
-        return _plain(x, weight, mask, bias, None)
     if not isinstance(x, Tensor):
         check_tensor("x", x)
-    if x.is_cuda and type(mask) is Tensor and not is_transformed() and not torch.is_autocast_enabled("cuda"):
+    if not x.is_cuda:
+        if _is_plain_call(x, weight, mask, bias):
+            return _plain(x, weight, mask, bias, None)
+        return _masked_linear(x, weight, mask, bias)
+    if type(mask) is Tensor and not is_transformed() and not torch.is_autocast_enabled("cuda"):
         try:  # what torch would take but we do not is asked here, all else it refuses itself: these are microseconds
             if (
                 mask.dtype is torch.bool

@@ -54,7 +54,6 @@ def test_numbers_beyond_32_bits(cuda, at):
     assert_as_on_the_cpu(cuda, targets(2, 3), 3000, 2**63 - 1, "uniform", 0.2, at - 1500)
 
 
-@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_parts_agree_with_the_whole(cuda):
     theta, n = torch.tensor([[0.6, 0.35, -0.2]], device=cuda), 4_000_000_000  # more than 32 bits hold
@@ -93,6 +92,7 @@ def test_every_device_and_the_current_one_stays(cuda):
         assert torch.cuda.current_device() == cuda.index
 
 
+@pytest.mark.sanitize
 @pytest.mark.gpu
 def test_existence_search_above_it(cuda):
     theta = targets(6, 3).reshape(2, 3, 3)

@@ -18,6 +18,7 @@
 #include "kernels/best_match/match_prepare.cuh"
 #include "kernels/best_match/match_score.cuh"
 #include "kernels/best_match/match_search.cuh"
+#include "kernels/best_match/match_warpgroup.cuh"
 
 namespace pns {
 namespace {
@@ -144,12 +145,22 @@ dim3 grid_of(int64_t n_blocks) {
 
 template <typename T>
 void launch_dense(const Problem<T>& p, const Plan& plan, const Workspace& w, CUstream_st* stream) {
-  const int64_t n_chunks = p.n_problems * plan.n_chunks(), most = ceil_div<int64_t>(plan.n_tiles, kDenseWarps);
-  const int n_parts = static_cast<int>(min_of(ceil_div(kDenseBlocks, n_chunks), most));
+  const int64_t n_chunks = p.n_problems * plan.n_chunks();
+  auto parts_of = [&](int64_t n_blocks) { return static_cast<int>(min_of(ceil_div(n_blocks, n_chunks), plan.n_tiles)); };
+  if constexpr (sizeof(T) == 4) {
+    if (plan.by_warpgroup) {
+      const int n_parts = parts_of(kGroupBlocks);
+      const size_t bytes = warpgroup_bytes(p.n_parameters, plan.dense_steps);
+      const auto kernel = plan.dense_steps == 2 ? best_match_warpgroup_kernel<2> : best_match_warpgroup_kernel<4>;
+      cuda_launch("best_match", {grid_of(n_chunks * n_parts), kGroupThreads, stream, bytes}, kernel, p, plan, w, n_parts);
+      return;
+    }
+  }
+  const int n_parts = parts_of(kDenseBlocks);
   const size_t bytes = kBlockGroups * 2 * plan.dense_steps * kWarpSize * sizeof(uint4) +
-                       kDenseWarps * kDenseTargets * sizeof(float);
+                       2 * kDenseWarps * kDenseTargets * sizeof(float);
   const auto kernel = plan.dense_steps == 2 ? best_match_dense_kernel<T, 2> : best_match_dense_kernel<T, 4>;
-  cuda_launch("best_match", {grid_of(n_chunks * n_parts), kThreads, stream, bytes}, kernel, p, plan, w, n_parts);
+  cuda_launch("best_match", {grid_of(n_chunks * n_parts), kDenseThreads, stream, bytes}, kernel, p, plan, w, n_parts);
 }
 
 template <typename T>
@@ -205,7 +216,9 @@ int64_t best_match_workspace(int64_t n_problems, int64_t n_targets, int64_t n_ca
 }
 
 void launch_best_match(const CudaBestMatchParams& p) {
-  launch_plan(p, make_plan(p.n_problems, p.n_targets, p.n_candidates, p.n_parameters));
+  Plan plan = make_plan(p.n_problems, p.n_targets, p.n_candidates, p.n_parameters);
+  plan.by_warpgroup = plan.dense_steps > 0 && has_warpgroups("best_match", p.device);
+  launch_plan(p, plan);
 }
 
 }  // namespace pns

@@ -138,9 +138,10 @@ Plan scored(const Sizes& s, int log2_tile, int kept, int panel = 0) {
 }
 
 // The tensor cores' first stage, also where there are too few candidates for it.
-Plan dense(const Sizes& s, int kept) {
+Plan dense(const Sizes& s, int kept, bool by_warpgroup = false) {
   Plan plan = scored(s, 7, kept);
   add_dense(s.t, s.p, &plan);
+  plan.by_warpgroup = by_warpgroup;
   return plan;
 }
 
@@ -188,9 +189,9 @@ void check_neighbours() {
 // Every score is as near to the largest cosine^2 of its tile as kDenseRounding says, or inf where a norm over the support
 // is small beside the row's largest value.
 template <typename U, typename T>
-void check_dense_scores(const Input<U, T>& in, const char* what) {
+void check_dense_scores(const Input<U, T>& in, const char* what, bool by_warpgroup) {
   const Sizes& s = in.sizes;
-  const Plan plan = dense(s, 1);
+  const Plan plan = dense(s, 1, by_warpgroup);
   Output out(s.n * s.t);
   std::vector<uint64_t> memory(workspace_bytes(s.n, s.t, s.c, s.p, plan) / 8 + 64);
   launch_plan({s.n, s.t, s.c, s.p, in.target.data(), sizeof(U) == 8, in.support.data(), in.candidates.data(),
@@ -232,28 +233,45 @@ void check_dense_scores(const Input<U, T>& in, const char* what) {
   ++n_cases;
 }
 
-void check_dense() {
+void check_dense_of_double(const Sizes& s, const Plan& few) {
+  check(normal_input<double, double>(s, 26), "dense", &few);
+  for (double magnitude : {1e200, 1e-200, 1e-310, 1e30, 1e-30}) {
+    auto d = normal_input<double, double>(s, 31);
+    for (auto& x : d.candidates) x *= magnitude;
+    for (auto& x : d.target) x *= magnitude > 1 ? 1e-100 : 1e100;
+    check(d, "dense, magnitudes", &few);
+  }
+  auto near = normal_input<double, double>(s, 33);
+  for (int64_t i = 0; i < s.n * s.c * s.p; ++i) {
+    near.candidates[i] = near.target[i / (s.c * s.p) * s.t * s.p + i % s.p] * (1 + 1e-9 * near.candidates[i]);
+  }
+  check(near, "dense, near-parallel", &few);
+}
+
+// Of candidates in float and, where no warpgroup takes part, in double.
+void check_dense(bool by_warpgroup) {
   std::mt19937 random(24);
   for (const Sizes& s : {Sizes{1, 16, 300, 64, 0.2}, {2, 21, 150, 36, 0.5}, {1, 135, 130, 16, 1.0}, {1, 7, 140, 8, 1.0},
                          {1, 9, 260, 60, 1.0}, {3, 17, 130, 8, 0.8}, {1, 20, 260, 40, 0.1}}) {
-    const Plan one = dense(s, 1), few = dense(s, 3);
+    const Plan one = dense(s, 1, by_warpgroup), few = dense(s, 3, by_warpgroup);
     check(normal_input<float, float>(s, 25), "dense", &one);
-    check(normal_input<double, double>(s, 26), "dense", &few);
     auto in = normal_input<double, float>(s, 27);
     in.available.resize(s.n * s.c);
     for (auto& a : in.available) a = random() % 3 == 0;
     check(in, "dense, available", &few);
-    check_dense_scores(in, "normal");
+    check_dense_scores(in, "normal", by_warpgroup);
     for (auto& x : in.candidates) x = random() % 2 == 0 ? 0.0f : x;
-    check_dense_scores(in, "half of them zero");
+    check_dense_scores(in, "half of them zero", by_warpgroup);
     check(in, "dense, half of them zero", &few);
     // Magnitudes all over a row, so that supports vanish beside it; down to what float32 only just tells from zero.
     for (double spread : {10.0, 40.0, 140.0}) {
       auto wide = normal_input<float, double>(s, 28);
       for (auto& x : wide.candidates) x *= std::exp2(spread * (random() % 1000 / 1000.0 - 1));
       for (auto& x : wide.target) x *= std::exp2f(20 * (random() % 1000 / 1000.0f - 1));
-      check_dense_scores(wide, "wide rows");
-      check(wide, "dense, wide rows", &few);
+      if (!by_warpgroup) {
+        check_dense_scores(wide, "wide rows", false);
+        check(wide, "dense, wide rows", &few);
+      }
       auto narrow = normal_input<float, float>(s, 29);
       for (int64_t i = 0; i < s.n * s.c * s.p; ++i) narrow.candidates[i] = static_cast<float>(wide.candidates[i]);
       check(narrow, "dense, wide rows of float", &one);
@@ -264,25 +282,15 @@ void check_dense() {
     check(odd, "dense, wild", &one);
     for (auto& x : odd.candidates) x = wild[random() % 8];
     check(odd, "dense, all wild", &few);
-    for (double magnitude : {1e200, 1e-200, 1e-310, 1e30, 1e-30}) {
-      auto d = normal_input<double, double>(s, 31);
-      for (auto& x : d.candidates) x *= magnitude;
-      for (auto& x : d.target) x *= magnitude > 1 ? 1e-100 : 1e100;
-      check(d, "dense, magnitudes", &few);
-    }
     // Squares that all round the same way.
     auto level = normal_input<float, float>(s, 32);
     for (auto& x : level.candidates) x = std::copysign(1 + 0.9f / 1024, x);
     for (auto& x : level.target) x = std::copysign(1 + 0.6f / 2048, x);
-    check_dense_scores(level, "level");
+    check_dense_scores(level, "level", by_warpgroup);
     check(level, "dense, level", &few);
     std::fill(level.target.begin(), level.target.begin() + s.p, 0.0f);
     check(level, "dense, a target of zeros", &few);
-    auto near = normal_input<double, double>(s, 33);
-    for (int64_t i = 0; i < s.n * s.c * s.p; ++i) {
-      near.candidates[i] = near.target[i / (s.c * s.p) * s.t * s.p + i % s.p] * (1 + 1e-9 * near.candidates[i]);
-    }
-    check(near, "dense, near-parallel", &few);
+    if (!by_warpgroup) check_dense_of_double(s, few);
   }
 }
 
@@ -417,7 +425,8 @@ int main() {
   pns::check_sizes();
   pns::check_tiles();
   pns::check_neighbours();
-  pns::check_dense();
+  pns::check_dense(false);
+  pns::check_dense(true);
   pns::check_ties_and_clashes();
   pns::check_windows();
   pns::check_extremes();

@@ -40,6 +40,11 @@ inline unsigned squares_plus(unsigned h, unsigned t) {
   return pack_halves(half_of(h, 0) * half_of(h, 0) + half_of(t, 0), half_of(h, 1) * half_of(h, 1) + half_of(t, 1));
 }
 
+inline unsigned least_size(unsigned least, unsigned h) {
+  const float low = std::fmin(half_of(least, 0), std::fabs(half_of(h, 0)));
+  return pack_halves(low, std::fmin(half_of(least, 1), std::fabs(half_of(h, 1))));
+}
+
 inline void multiply_add(float (&sums)[4], const uint4& a, unsigned b0, unsigned b1) {
   static unsigned regs[2][32][simt::kWarp][6];
   simt::Warp& warp = simt::machine().warps[threadIdx.x / simt::kWarp];
@@ -86,6 +91,12 @@ __device__ inline unsigned squares_plus(unsigned h, unsigned t) {
   unsigned sum;
   asm("fma.rn.f16x2 %0, %1, %1, %2;" : "=r"(sum) : "r"(h), "r"(t));
   return sum;
+}
+
+// Of each half the lesser of `least` and |h|; a NaN counts for nothing.
+__device__ inline unsigned least_size(unsigned least, unsigned h) {
+  asm("{\n.reg .b32 size;\nabs.f16x2 size, %1;\nmin.f16x2 %0, %0, size;\n}" : "+r"(least) : "r"(h));
+  return least;
 }
 
 // sums += a b of a warp: a [16, 16], b [16, 8], the sums [16, 8] in float32. Of lane 4 g + t, with i = 0, 1:

@@ -25,14 +25,18 @@ namespace {
 
 constexpr float kLeastDenseNorm = 0x1p-4f;
 constexpr int kStepCandidates = 32, kStepColumns = 4;  // of a warp; of them 8 a product
-constexpr int kDenseWarps = kThreads / kWarpSize;
+constexpr int kDenseThreads = 128, kDenseWarps = kDenseThreads / kWarpSize;
 
-// The operands of a step of candidates: lane 4 g + t holds of candidates 8 j + g the parameters 16 s + 4 t + 0..3, which
-// are taken for the rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of product s (any order will do that the targets have too).
-template <int kSteps>
-struct DenseStep {
-  unsigned m[kStepColumns][kSteps][2], square[kStepColumns][kSteps][2];
+// Candidates in half precision: lane 4 g + t holds of candidates 8 j + g the parameters 16 s + 4 t + 0..3.
+template <int kColumns, int kSteps>
+struct DenseHalves {
+  unsigned m[kColumns][kSteps][2], square[kColumns][kSteps][2];
 };
+
+// The operands of a step of candidates. Their parameters are taken for the rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of product
+// s (any order will do that the targets have too).
+template <int kSteps>
+using DenseStep = DenseHalves<kStepColumns, kSteps>;
 
 template <typename T>
 struct DenseRows {
@@ -70,12 +74,13 @@ __device__ __forceinline__ void load_rows(const DenseRows<T>& rows, int64_t firs
   }
 }
 
-// Scales the rows and rounds them. What is not zero has a square that is not zero: then a norm of zero is a candidate
-// that is zero on the support. A row with an infinity becomes NaN.
-template <int kSteps>
-__device__ __forceinline__ void round_rows(const float (&v)[kStepColumns][4 * kSteps], DenseStep<kSteps>* step) {
+// Scales the rows, of which a lane has 4 kSteps values each, and rounds them. What is not zero has a square that is not
+// zero: then a norm of zero is a candidate that is zero on the support. A row with an infinity becomes NaN.
+template <int kColumns, int kSteps>
+__device__ __forceinline__ void round_rows(const float (&v)[kColumns][4 * kSteps], DenseHalves<kColumns, kSteps>* halves) {
+  unsigned smallest = 0x7BFF7BFF;
 #pragma unroll
-  for (int j = 0; j < kStepColumns; ++j) {
+  for (int j = 0; j < kColumns; ++j) {
     float largest = 0;
 #pragma unroll
     for (int i = 0; i < 4 * kSteps; ++i) largest = fmaxf(largest, fabsf(v[j][i]));
@@ -85,86 +90,175 @@ __device__ __forceinline__ void round_rows(const float (&v)[kStepColumns][4 * kS
     const float scale = __int_as_float(exponent == 255 ? 0x7FFFFFFF : (260 - (exponent < 6 ? 6 : exponent)) << 23);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
-      const float a = v[j][2 * i], b = v[j][2 * i + 1];
-      const unsigned h = pack_halves(a * scale, b * scale);
-      const unsigned tiny = pack_halves(fminf(fabsf(a) * 0x1p126f, 0x1p-24f), fminf(fabsf(b) * 0x1p126f, 0x1p-24f));
-      step->m[j][i / 2][i % 2] = h;
-      step->square[j][i / 2][i % 2] = squares_plus(h, tiny);
+      const unsigned h = pack_halves(v[j][2 * i] * scale, v[j][2 * i + 1] * scale);
+      halves->m[j][i / 2][i % 2] = h;
+      halves->square[j][i / 2][i % 2] = squares_plus(h, 0);
+      smallest = least_size(smallest, h);
+    }
+  }
+  constexpr unsigned kSquareVanishesBelow = 0x0C00;  // 2^-12 as a half
+  if (!__any_sync(kAllLanes, min(smallest & 0xFFFF, smallest >> 16) < kSquareVanishesBelow)) return;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const float a = fabsf(v[j][2 * i]), b = fabsf(v[j][2 * i + 1]);
+      const unsigned tiny = pack_halves(fminf(a * 0x1p126f, 0x1p-24f), fminf(b * 0x1p126f, 0x1p-24f));
+      halves->square[j][i / 2][i % 2] = squares_plus(halves->m[j][i / 2][i % 2], tiny);
     }
   }
 }
 
+// Of 16 targets, kHalf columns of a step.
+constexpr int kHalf = kStepColumns / 2;
 struct DenseSums {
-  float dot[kStepColumns][4], norm[kStepColumns][4];
+  float dot[kHalf][4], norm[kHalf][4];
 };
 
-// Of 16 targets; `target`: two operands a product, the directions and the supports.
 template <int kSteps>
-__device__ __forceinline__ void multiply(const uint4* target, const DenseStep<kSteps>& step, DenseSums* sums) {
-  *sums = {};
+struct DenseTargets {  // 16: two operands a product
+  uint4 direction[kSteps], support[kSteps];
+};
+
+template <int kSteps>
+__device__ __forceinline__ DenseTargets<kSteps> load_targets(const uint4* operands) {
+  DenseTargets<kSteps> targets;
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    const uint4 direction = target[2 * s * kWarpSize], support = target[(2 * s + 1) * kWarpSize];
-#pragma unroll
-    for (int j = 0; j < kStepColumns; ++j) {
-      multiply_add(sums->dot[j], direction, step.m[j][s][0], step.m[j][s][1]);
-      multiply_add(sums->norm[j], support, step.square[j][s][0], step.square[j][s][1]);
-    }
+    targets.direction[s] = operands[2 * s * kWarpSize];
+    targets.support[s] = operands[(2 * s + 1) * kWarpSize];
   }
+  return targets;
 }
 
-// The largest cosine of a lane's candidates with target `half` of its two: inf where one is not known, -inf without one.
-__device__ inline float careful_best(const DenseSums& sums, int half) {
-  float best = -kFarFloat;
+template <int kFirst, int kSteps>
+__device__ __forceinline__ DenseSums multiply(const DenseTargets<kSteps>& targets, const DenseStep<kSteps>& step) {
+  DenseSums sums{};
 #pragma unroll
-  for (int j = 0; j < kStepColumns; ++j) {
+  for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j) {
+      multiply_add(sums.dot[j], targets.direction[s], step.m[kFirst + j][s][0], step.m[kFirst + j][s][1]);
+      multiply_add(sums.norm[j], targets.support[s], step.square[kFirst + j][s][0], step.square[kFirst + j][s][1]);
+    }
+  }
+  return sums;
+}
+
+// The largest cosine of a lane's candidates with its two targets, lane / 4 and lane / 4 + 8 of a group.
+struct PairBest {
+  float cosine[2];
+};
+
+constexpr int kInfinity = 0x7F800000;  // its bits
+
+// Adds what is found among the columns. Wrong where is_odd of the largest cosine and of the norms' least bits: no norm is
+// negative but a NaN's.
+template <int kColumns>
+__device__ __forceinline__ void add_best(const float (&dot)[kColumns][4], const float (&norm)[kColumns][4], PairBest* best,
+                                         int* least) {
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float dot = half == 0 ? sums.dot[j][i] : sums.dot[j][i + 2];
-      const float norm = half == 0 ? sums.norm[j][i] : sums.norm[j][i + 2];
-      if (norm == 0) continue;
-      best = fmaxf(best, norm >= kLeastDenseNorm ? dot * inverse_root(norm) : kFarFloat);
+      const float a = dot[j][2 * i] * inverse_root(norm[j][2 * i]);
+      const float b = dot[j][2 * i + 1] * inverse_root(norm[j][2 * i + 1]);
+      best->cosine[i] = max_or_nan(best->cosine[i], max_or_nan(a, b));
+      *least = least_of(*least, __float_as_int(norm[j][2 * i]), __float_as_int(norm[j][2 * i + 1]));
     }
   }
-  return best;
 }
 
-// The same of both targets, then over the candidates of the step: lanes 4 g hold target g's, lanes 4 g + 1 that of g + 8.
-__device__ __forceinline__ float best_of_step(const DenseSums& sums) {
-  float best[2] = {-kFarFloat, -kFarFloat};
-  int least = 0x7F800000;  // bits of the norms, none of them negative but a NaN's
+__device__ __forceinline__ bool is_odd(float most, int least) {
+  return least < __float_as_int(kLeastDenseNorm) || !(most < kFarFloat);
+}
+
+// The same of any numbers: inf where one is not known, -inf without a candidate.
+template <int kColumns>
+__device__ inline void add_best_carefully(const float (&dot)[kColumns][4], const float (&norm)[kColumns][4],
+                                          PairBest* best) {
 #pragma unroll
-  for (int j = 0; j < kStepColumns; ++j) {
+  for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) best[i / 2] = max_or_nan(best[i / 2], sums.dot[j][i] * inverse_root(sums.norm[j][i]));
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      least = least_of(least, __float_as_int(sums.norm[j][i]), __float_as_int(sums.norm[j][i + 1]));
+    for (int i = 0; i < 4; ++i) {
+      if (norm[j][i] == 0) continue;
+      const float cosine = norm[j][i] >= kLeastDenseNorm ? dot[j][i] * inverse_root(norm[j][i]) : kFarFloat;
+      best->cosine[i / 2] = fmaxf(best->cosine[i / 2], cosine);
     }
   }
-  if (least < __float_as_int(kLeastDenseNorm) || !(best[0] + best[1] < kFarFloat)) {
-    best[0] = careful_best(sums, 0);
-    best[1] = careful_best(sums, 1);
-  }
-  const bool is_odd = threadIdx.x & 1;
-  float mine = is_odd ? best[1] : best[0];
-  mine = fmaxf(mine, __shfl_xor_sync(kAllLanes, is_odd ? best[0] : best[1], 1));
+}
+
+// Over the lanes 4 g + 0..3: lanes 4 g get that of target g, lanes 4 g + 1 that of g + 8.
+__device__ __forceinline__ float best_of_lanes(const PairBest& pair) {
+  const bool is_second = threadIdx.x & 1;
+  float mine = is_second ? pair.cosine[1] : pair.cosine[0];
+  mine = fmaxf(mine, __shfl_xor_sync(kAllLanes, is_second ? pair.cosine[0] : pair.cosine[1], 1));
   return fmaxf(mine, __shfl_xor_sync(kAllLanes, mine, 2));
+}
+
+__device__ __forceinline__ void write_best(const PairBest& pair, float* best) {
+  const int lane = threadIdx.x % kWarpSize;
+  const float mine = best_of_lanes(pair);
+  if (lane % 4 < 2) best[lane / 4 + lane % 4 * 8] = mine;
+}
+
+// best[t] = the largest cosine of the step's candidates with target t. The products of one half of the candidates run
+// while the results of the other are looked at.
+template <int kSteps>
+__device__ __forceinline__ void best_of_step(const uint4* operands, int n_groups, const DenseStep<kSteps>& step,
+                                             float* best) {
+  constexpr int kOfGroup = 2 * kSteps * kWarpSize;
+  int least = kInfinity;
+  float most = -kFarFloat;
+  auto finish = [&](const PairBest& pair, int r) {
+    most = max_or_nan(most, max_or_nan(pair.cosine[0], pair.cosine[1]));
+    write_best(pair, best + r * kDenseGroup);
+  };
+  DenseTargets<kSteps> targets = load_targets<kSteps>(operands);
+  DenseSums low = multiply<0>(targets, step);
+#pragma unroll 1
+  for (int r = 0; r + 1 < n_groups; ++r) {
+    PairBest pair{{-kFarFloat, -kFarFloat}};
+    const DenseSums high = multiply<kHalf>(targets, step);
+    add_best(low.dot, low.norm, &pair, &least);
+    targets = load_targets<kSteps>(operands + (r + 1) * kOfGroup);
+    low = multiply<0>(targets, step);
+    add_best(high.dot, high.norm, &pair, &least);
+    finish(pair, r);
+  }
+  PairBest pair{{-kFarFloat, -kFarFloat}};
+  const DenseSums high = multiply<kHalf>(targets, step);
+  add_best(low.dot, low.norm, &pair, &least);
+  add_best(high.dot, high.norm, &pair, &least);
+  finish(pair, n_groups - 1);
+  if (!__any_sync(kAllLanes, is_odd(most, least))) return;
+#pragma unroll 1
+  for (int r = 0; r < n_groups; ++r) {
+    targets = load_targets<kSteps>(operands + r * kOfGroup);
+    pair = {{-kFarFloat, -kFarFloat}};
+    const DenseSums first = multiply<0>(targets, step), second = multiply<kHalf>(targets, step);
+    add_best_carefully(first.dot, first.norm, &pair);
+    add_best_carefully(second.dot, second.norm, &pair);
+    write_best(pair, best + r * kDenseGroup);
+  }
 }
 
 // Asks for the rows of a step before they are wanted.
 template <typename T>
 __device__ inline void fetch_step(const DenseRows<T>& rows, int64_t first) {
+  if (first >= rows.n_rows) return;
   const int64_t end = first + kStepCandidates < rows.n_rows ? first + kStepCandidates : rows.n_rows;
   const char* from = reinterpret_cast<const char*>(rows.row + first * rows.n_columns);
   const char* to = reinterpret_cast<const char*>(rows.row + end * rows.n_columns);
   for (from += threadIdx.x % kWarpSize * 128; from < to; from += kWarpSize * 128) fetch_ahead(from);
 }
 
-// A block takes up to kDenseTargets targets of a problem through every n_parts-th eight of its tiles.
+// A block takes up to kDenseTargets targets of a problem through every n_parts-th of its tiles, a warp 32 candidates of
+// each.
 template <typename T, int kSteps>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kDenseThreads, 3)
     best_match_dense_kernel(Problem<T> p, Plan plan, Workspace w, int n_parts) {
+  static_assert(kDenseTargets == kDenseThreads && kDenseTile == kDenseWarps * kStepCandidates);
   PNS_DYNAMIC_SHARED(memory);
   uint4* operands = reinterpret_cast<uint4*>(memory);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -173,43 +267,39 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first_group = chunk * kBlockGroups;
   const int n_groups = static_cast<int>(min_of(plan.n_groups - first_group, kBlockGroups));
   constexpr int kOfGroup = 2 * kSteps * kWarpSize;  // operands
-  float* best = reinterpret_cast<float*>(operands + kBlockGroups * kOfGroup) + warp * kDenseTargets;
   const uint4* from = w.dense + (problem * plan.n_groups + first_group) * kOfGroup;
-  for (int i = threadIdx.x; i < n_groups * kOfGroup; i += kThreads) operands[i] = from[i];
+  for (int i = threadIdx.x; i < n_groups * kOfGroup; i += kDenseThreads) operands[i] = from[i];
   __syncthreads();
 
-  const int64_t first_target = problem * p.n_targets + chunk * kDenseTargets;
-  const int n_targets = static_cast<int>(min_of(p.n_targets - chunk * kDenseTargets, kDenseTargets));
+  const int64_t target = problem * p.n_targets + chunk * kDenseTargets + threadIdx.x;
+  const bool is_target = chunk * kDenseTargets + threadIdx.x < p.n_targets;
+  const float scale = is_target ? w.info[target].dense_scale : 0;
   const int64_t first_candidate = problem * p.n_candidates;
   const DenseRows<T> rows{p.candidates + first_candidate * p.n_parameters,
                           p.available == nullptr ? nullptr : p.available + first_candidate, p.n_candidates,
                           static_cast<int>(p.n_parameters)};
-  for (int64_t tile = part * kDenseWarps + warp; tile < plan.n_tiles; tile += int64_t{n_parts} * kDenseWarps) {
-    for (int b = 0; b < kDenseTile / kStepCandidates; ++b) {
-      const int64_t first = tile * kDenseTile + b * kStepCandidates;
-      DenseStep<kSteps> step;
-      {
-        float v[kStepColumns][4 * kSteps];
-        load_rows<T, kSteps>(rows, first, v);
-        const bool is_last = b + 1 == kDenseTile / kStepCandidates;
-        fetch_step(rows, is_last ? (tile + int64_t{n_parts} * kDenseWarps) * kDenseTile : first + kStepCandidates);
-        round_rows<kSteps>(v, &step);
-      }
+  // [2][kDenseWarps][kDenseTargets]: a tile's are read while the next tile's are written
+  float* const both = reinterpret_cast<float*>(operands + kBlockGroups * kOfGroup);
+  int other = 0;
 #pragma unroll 1
-      for (int r = 0; r < n_groups; ++r) {
-        DenseSums sums;
-        multiply<kSteps>(operands + r * kOfGroup + lane, step, &sums);
-        const float of_step = best_of_step(sums);
-        float* to = best + r * kDenseGroup + lane / 4 + lane % 4 * 8;
-        if (lane % 4 < 2) *to = b == 0 ? of_step : fmaxf(*to, of_step);
-      }
+  for (int64_t tile = part; tile < plan.n_tiles; tile += n_parts, other ^= kDenseWarps * kDenseTargets) {
+    const int64_t first = tile * kDenseTile + warp * kStepCandidates;
+    DenseStep<kSteps> step;
+    {
+      float v[kStepColumns][4 * kSteps];
+      load_rows<T, kSteps>(rows, first, v);
+      fetch_step(rows, first + n_parts * kDenseTile);
+      round_rows<kStepColumns, kSteps>(v, &step);
     }
-    __syncwarp();
-    for (int i = lane; i < n_targets; i += kWarpSize) {
-      const float scale = w.info[first_target + i].dense_scale;
-      if (scale > 0) w.tile_score[(first_target + i) * plan.n_tiles + tile] = best[i] * fabsf(best[i]) * scale;
+    float* const best = both + other;
+    best_of_step<kSteps>(operands + lane, n_groups, step, best + warp * kDenseTargets);
+    __syncthreads();
+    if (scale > 0) {
+      float of_tile = best[threadIdx.x];
+#pragma unroll
+      for (int v = 1; v < kDenseWarps; ++v) of_tile = fmaxf(of_tile, best[v * kDenseTargets + threadIdx.x]);
+      w.tile_score[target * plan.n_tiles + tile] = of_tile * fabsf(of_tile) * scale;
     }
-    __syncwarp();
   }
 }
 

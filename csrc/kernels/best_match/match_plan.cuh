@@ -30,7 +30,7 @@ constexpr int kPanelTile = 8, kPanelRows = 2304;
 constexpr int kDenseGroup = 16, kBlockGroups = 8, kDenseTargets = kBlockGroups * kDenseGroup;  // of a product, of a block
 constexpr int kDenseTile = 128, kMostDenseColumns = 64, kLeastDense = 5;
 constexpr double kDenseRounding = 2e-3;
-constexpr int64_t kLeastDenseTiles = 1024, kDenseBlocks = 264;
+constexpr int64_t kLeastDenseTiles = 1024, kDenseBlocks = 396, kGroupBlocks = 264;  // three and two a SM
 constexpr int64_t kLeftOverBlocks = 396;  // of match_score.cuh, for the targets that are left over
 
 struct Plan {
@@ -42,6 +42,7 @@ struct Plan {
   bool has_scores;   // otherwise so few candidates that all are evaluated
   bool has_quads;    // lane groups take kNeighbours targets in turn
   int dense_steps;   // products over 16 parameters, 2 or 4; 0: no dense first stage
+  bool by_warpgroup;  // that stage by match_warpgroup.cuh; set at the launch
   int64_t n_groups;  // of kDenseGroup targets, a problem
   int64_t n_tiles;   // a problem
   int64_t n_slots;   // pairs of features a target, at most

@@ -29,7 +29,7 @@ __device__ float high_score(const float* score, int64_t n_tiles, float high, int
   __shared__ float found;
   const int self = threadIdx.x;
   float mine = -kFarFloat;
-#pragma unroll 8
+#pragma unroll 32
   for (int64_t i = self; i < n_tiles; i += kThreads) {
     const float s = score[i];
     if (s < high) mine = fmaxf(mine, s);
@@ -81,13 +81,16 @@ __device__ DeviceMatch evaluate(const Problem<T>& p, const Workspace& w, const S
                                 const Features& features, int64_t candidate, double least_cosine2) {
   const int64_t c = s.problem * p.n_candidates + candidate, theta_at = s.target * p.n_parameters;
   if (candidate >= p.n_candidates) return {kFar, 1, -1, -1};
-  if (*static_cast<const volatile int32_t*>(w.owner + c) <= s.holder_limit) return {kFar, 1, -1, -1};
+  const int32_t owner = *static_cast<const volatile int32_t*>(w.owner + c);
   const T* m = p.candidates + c * p.n_parameters;
   if (s.info.n_features <= kCachedFeatures) {
-    return evaluate_exactly<8>(
+    DeviceMatch match = evaluate_exactly<8>(  // whoever holds it: its rows are on their way with its owner
         s.info.n_features, [&](int k) { return features.theta[k]; },
         [&](int k) { return static_cast<double>(m[features.at[k]]); }, s.info.length2, least_cosine2, candidate);
+    if (owner <= s.holder_limit) match.index = -1;
+    return match;
   }
+  if (owner <= s.holder_limit) return {kFar, 1, -1, -1};
   const int32_t* feature = w.feature + theta_at;
   auto theta = [&](int k) {
     return target_value(p.target, p.target_is_f64, theta_at + feature[k]) * s.info.up * s.info.up_again;
@@ -173,7 +176,7 @@ __device__ void search_tiles(const Problem<T>& p, const Plan& plan, const Worksp
     if (threadIdx.x == 0) has_any = 0;
     __syncthreads();
     unsigned mine = 0;
-#pragma unroll 8
+#pragma unroll 32
     for (int j = 0; j < kChunks; ++j) {
       const int64_t tile = first + j * kThreads + threadIdx.x;
       bool is_in = tile < plan.n_tiles;

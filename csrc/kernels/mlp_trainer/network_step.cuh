@@ -291,10 +291,12 @@ __device__ void update_entries(const CudaTrainer& t, const Memory<Kind::kResiden
                                const float4* input, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const uint32_t* place = m.template of_core<uint32_t>(layer.place);
-  const int last = layer.n_stored - 1, k = min(begin + team.lane, last);
+  const int last = layer.n_stored - 1, k = begin + team.lane;
+  const bool is_there = k <= last;
   float *p = m.template of_core<float>(layer.weight) + k, *at_first = m.of_state(layer, kFirst) + k;
   float* at_second = m.of_state(layer, kSecond) + k;
-  float value = *p, first = *at_first, second = *at_second;  // on their way while the products run
+  float value = 0, first = 0, second = 0;
+  if (is_there) value = *p, first = *at_first, second = *at_second;  // on their way while the products run
   float v[kQuarter];
 #pragma unroll
   for (int j = 0; j < kQuarter; ++j) {
@@ -306,7 +308,7 @@ __device__ void update_entries(const CudaTrainer& t, const Memory<Kind::kResiden
     v[j] = sum;
   }
   update<Kind::kOptimizer>(t, rates, &value, &first, &second, sum_transposed(v));
-  if (begin + team.lane <= last) *p = value, *at_first = first, *at_second = second;
+  if (is_there) *p = value, *at_first = first, *at_second = second;
 }
 
 // The weights of 16 rows x 32 columns of a dense layer: their gradients and updates.
@@ -327,7 +329,7 @@ __device__ void update_block(const CudaTrainer& t, const Memory<Kind::kResidence
     const int k = row_at(j);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool is_real = c + 8 * i < layer.n_columns;
+      const bool is_real = r + j < layer.n_rows && c + 8 * i < layer.n_columns;
       first[j][i] = is_real ? at_first[k + 8 * i] : 0;
       second[j][i] = is_real ? at_second[k + 8 * i] : 0;
     }
@@ -377,11 +379,13 @@ template <typename Kind>
 __device__ void update_biases(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team,
                               const ImageLayer& layer, int begin, const float4* delta, const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter;
-  const int r = min(begin + team.lane, layer.n_rows - 1);
+  const int r = begin + team.lane;
+  const bool is_there = r < layer.n_rows;
   constexpr bool is_popup = Kind::kIsPopup;
   float* trained = (is_popup ? m.of_bias_state(t, layer, kScore) : m.template of_core<float>(layer.bias)) + r;
   float *at_first = m.of_bias_state(t, layer, kFirst) + r, *at_second = m.of_bias_state(t, layer, kSecond) + r;
-  float value = *trained, first = *at_first, second = *at_second;
+  float value = 0, first = 0, second = 0;
+  if (is_there) value = *trained, first = *at_first, second = *at_second;
   float v[kQuarter];
 #pragma unroll
   for (int j = 0; j < kQuarter; ++j) {
@@ -392,13 +396,14 @@ __device__ void update_biases(const CudaTrainer& t, const Memory<Kind::kResidenc
     v[j] = sum;
   }
   float g = sum_transposed(v);
-  if (is_popup) {
+  if (is_popup && is_there) {
     const float frozen = m.of_bias_state(t, layer, kFrozen)[r];
     g *= value < 0 ? -frozen : frozen;
   }
   update<Kind::kOptimizer>(t, rates, &value, &first, &second, g);
-  const bool is_trained = begin + team.lane < layer.n_rows && m.template of_core<uint8_t>(layer.bias_kept)[r];
-  if (is_trained) *trained = value, *at_first = first, *at_second = second;
+  if (is_there && m.template of_core<uint8_t>(layer.bias_kept)[r]) {
+    *trained = value, *at_first = first, *at_second = second;
+  }
 }
 
 template <typename Kind>
