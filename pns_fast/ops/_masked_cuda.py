@@ -6,6 +6,7 @@ from an index that is built on the device once for each mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -31,8 +32,6 @@ PANELS = 0.02  # bytes of x a sparse product loads for each weight, kept or not,
 # do: an autograd.Function whose backward is Python, or a call of ours in place of two of torch's.
 HOST, HOST_FORWARD = 100.0, 15.0
 WORTHWHILE = 0.9  # of the dense path's time: these are estimates
-# What the dense path's calls take on the host there, measured, and some to spare: below, the device waits for it.
-HOST_DENSE, HOST_DENSE_FORWARD = 350.0, 80.0
 
 FEWEST_WEIGHTS = 1 << 18  # below, a dense product is all launch
 FEWEST_SAMPLES = 33  # 32 are one tile, too few blocks for the device
@@ -42,18 +41,6 @@ PACK_ABOVE = 1 << 18  # kept weights: gathered once instead of once for every 32
 MOST_INDICES = 256
 
 
-def _dense_time(n_weights: int, n_samples: int, n_products: int) -> float:
-    n_masked = min(n_products, 2)
-    return n_products * (2 * n_weights * n_samples / FLOPS + LAUNCH) + n_masked * (9 * n_weights / BYTES + LAUNCH)
-
-
-@lru_cache(maxsize=1024)
-def is_device_busy(n_weights: int, n_samples: int, n_products: int) -> bool:
-    """Whether the dense path's device is estimated to be what takes time, and not the host."""
-    host = HOST_DENSE if n_products > 1 else HOST_DENSE_FORWARD
-    return _dense_time(n_weights, n_samples, n_products) > host
-
-
 @lru_cache(maxsize=1024)
 def most_kept(n_weights: int, n_samples: int, n_products: int, is_captured: bool) -> int:
     """Up to how many kept weights the sparse path is estimated to be the faster one, -1: never. ``n_products``: the
@@ -61,7 +48,7 @@ def most_kept(n_weights: int, n_samples: int, n_products: int, is_captured: bool
     if n_weights < FEWEST_WEIGHTS or n_samples < FEWEST_SAMPLES:
         return -1
     work, n_masked = n_weights * n_samples, min(n_products, 2)
-    dense = _dense_time(n_weights, n_samples, n_products)
+    dense = n_products * (2 * work / FLOPS + LAUNCH) + n_masked * (9 * n_weights / BYTES + LAUNCH)
     sparse = n_products * (PANELS * work / BYTES + 2 * LAUNCH) + n_masked * 4 * n_weights / BYTES  # gathered from all
     if n_products > 1:
         sparse += 4 * n_weights / BYTES  # the gradient, zeros and all
@@ -278,18 +265,18 @@ def kept_of(t: Tensor, mask: Tensor) -> Tensor:
     return _Select.apply(t, mask) if may_launch(t, mask) else masked(t, mask, 0)
 
 
-def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, n_products: int = 1) -> Tensor:
-    """``x (W m)^T + b`` by torch's own differentiable product, outside of autocast: what ``F.linear(x, w * m)`` costs,
-    or less where the host is not what takes time."""
-    n_weights = weight.numel()
-    if n_weights >= FEWEST_WEIGHTS and (
-        is_device_busy(n_weights, x.numel() * weight.shape[-2] // max(n_weights, 1), n_products)
-        or (stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing())  # a graph's replay runs no Python
-    ):
-        kept = kept_of(weight, mask)
+def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """``x (W m)^T + b`` by torch's own differentiable ops, outside of autocast: what ``F.linear(x, w * m)`` costs."""
+    if weight.numel() >= FEWEST_WEIGHTS and stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing():
+        kept = kept_of(weight, mask)  # a graph's replay runs no Python
     else:
         kept = masked(weight, mask, 0)
     return _linear(x, kept, bias)
+
+
+def dense_conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Sequence[int]) -> Tensor:
+    """The convolution with the masked weight by torch's own differentiable ops, contiguous, outside of autocast."""
+    return F.conv2d(x.contiguous(), masked(weight, mask, 0), bias, *geometry).contiguous()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

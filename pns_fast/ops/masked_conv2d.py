@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import _masked_cuda
 from ._library import HALVES, check_tensor, has_tangents, is_transformed, library
 from ._masked_conv import (
     check_conv,
@@ -281,6 +282,8 @@ def _convolved(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geo
         # tensor does not tell whether one outside of it needs the gradient.
         if mask.requires_grad or is_transformed():
             grad_mask = pattern.new_ones(()).expand(pattern.shape)
+    if x.is_cuda and grad_mask is None and not is_transformed():
+        return _masked_cuda.dense_conv(x, weight, pattern, bias, *geometry)
     if _needs_grad(x, weight, bias) or is_transformed() or has_tangents():
         return _conv(x, weight, pattern, grad_mask, bias, *geometry)
     return masked_conv(x, weight, pattern, bias, *geometry)

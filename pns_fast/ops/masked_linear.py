@@ -143,7 +143,11 @@ def _addresses(x: Tensor, weight: Tensor, mask: Tensor, bias_mask: Tensor | None
 
 def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
     """What a bool mask keeps of the bias, 0 elsewhere; None keeps all."""
-    return bias if bias is None or bias_mask is None else torch.where(bias_mask, bias, 0)
+    if bias is None or bias_mask is None:
+        return bias
+    if bias.is_cuda and not is_transformed():  # one launch, and one for the gradient
+        return _masked_cuda.masked(bias, bias_mask, 0)
+    return torch.where(bias_mask, bias, 0)
 
 
 # Function.apply without what it does for transforms and their tensors, 1 us.
@@ -257,11 +261,11 @@ def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | No
 def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """A bool mask, outside of transforms and autocast. torch's product takes x [..., I] with a weight [O, I], ours
     [B, I]."""
-    n_weights, n_products = mask.numel(), 1
+    n_weights = mask.numel()
     if n_weights >= _masked_cuda.FEWEST_WEIGHTS:
         n_samples = x.shape[1] if mask.dim() == 3 else x.numel() // max(x.shape[-1], 1)
         needs_grad = torch.is_grad_enabled()
-        n_products += (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
+        n_products = 1 + (needs_grad and x.requires_grad) + (needs_grad and weight.requires_grad)
         if _masked_cuda.may_pay(n_weights, n_samples, n_products, x):
             rows = x if x.dim() == mask.dim() else x.reshape(n_samples, x.shape[-1])
             if _is_plain(rows, weight, mask, bias) and _is_plain_on_cuda(rows, weight, mask, bias):
@@ -269,7 +273,7 @@ def _on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Te
                 if index is not None:
                     y = _SparseOnCuda.apply(rows, weight, mask, bias, index)
                     return y if rows is x else y.reshape(*x.shape[:-1], weight.shape[-2])
-    return _masked_cuda.dense_linear(x, weight, mask, bias, n_products)
+    return _masked_cuda.dense_linear(x, weight, mask, bias)
 
 
 def _differentiable(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:

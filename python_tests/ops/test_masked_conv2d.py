@@ -12,7 +12,7 @@ from ops.layers import F32, F64, assert_close
 from torch.nn import functional as F
 
 from pns_fast import _native, ops, reference
-from pns_fast.ops import _masked_conv
+from pns_fast.ops import _masked_conv, _masked_cuda
 
 
 @pytest.fixture(autouse=True)
@@ -266,6 +266,19 @@ def test_inputs_are_not_changed(path):
     before = [a.clone() for a in arguments]
     all_results(ops.masked_conv2d, *arguments, *SMALL.pairs)
     assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+
+
+@pytest.mark.parametrize("seed", [3, 7])
+def test_what_cuda_convolves_with_equals_the_twin_and_reads_nothing_pruned(seed):
+    geometry = random_geometry(seed)
+    x, weight, mask, bias = geometry.arguments()
+    bad = torch.where(mask, weight, math.nan)
+    got = all_results(_masked_cuda.dense_conv, x, bad, mask, bias, *geometry.pairs)
+    expected = all_results(reference.masked_conv2d, x, weight, mask, bias, *geometry.pairs)
+    expected[2] = expected[2] * mask
+    for a, b in zip(got, expected, strict=True):
+        assert a.is_contiguous()
+        assert_close(a, b, "float64")
 
 
 @pytest.mark.parametrize("as_float", [False, True])
