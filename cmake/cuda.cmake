@@ -19,7 +19,7 @@ if(NOT PNS_CUDA STREQUAL "OFF")
     if(CMAKE_CUDA_ARCHITECTURES STREQUAL "native" AND CMAKE_CUDA_ARCHITECTURES_NATIVE MATCHES "^[0-9]")
       set(CMAKE_CUDA_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
     endif()
-    # Hopper with the instructions that only it has: csrc/kernels/best_match/warpgroup.cuh.
+    # Hopper with the instructions that only it has (csrc/kernels/best_match/warpgroup.cuh); its PTX runs nowhere else.
     list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "^90(-|$)" "90a\\1")
     if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
       set(PNS_HAS_SM90A ON)

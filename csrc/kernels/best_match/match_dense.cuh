@@ -4,10 +4,12 @@
 // support: no load is gathered. Targets of less than kLeastDense features are left to match_score.cuh, since of few
 // features so many candidates are close that the rounding would let thousands of tiles pass.
 //
-// A warp owns a tile, 32 candidates at a time, which it reads once into registers; a block's eight warps share the
-// targets, up to 128, as the instruction wants them, in 32 KB of shared memory. 128 registers: 16 warps an SM.
+// A block's four warps share a tile, 32 candidates each, which a warp reads into registers, and the targets, up to 128, as
+// the instruction wants them, in 32 KB of shared memory. At most 168 registers: 12 warps an SM.
 // For 128 targets of 64 parameters: 256 products of 16 x 8 x 16 for 32 candidates, 64 us for 2^20 at the 62% of the
-// tensor cores' rate that mma.sync reaches, about as long as reading them takes; measured on an H200: 135 us for both.
+// tensor cores' rate that mma.sync reaches, about as long as reading them takes; measured on an H200: 126 us for both,
+// since shared memory is busy half of that time and nothing else less than a third. There match_warpgroup.cuh takes
+// candidates in float; this takes those in double, and all on other architectures.
 //
 // Rounding, with u = 2^-11 for half precision. A row is scaled so that its largest |m| lies in [64, 128): nothing
 // overflows, and what vanishes is below 2^-25. A candidate whose |m|^2 over the support comes out below kLeastDenseNorm
