@@ -102,22 +102,31 @@ gpu-check: gpu-install
 	  print(datetime.date.today(), re.sub("[^a-z0-9]+", "-", gpu), sep="-")') && \
 	  $(PYTHON) bench/run.py --device cuda --json bench/results/$$name.json --figure bench/results/$$name.png
 
-# Tests marked `sanitize` under each tool of compute-sanitizer. Only our kernels are looked at; initcheck has to see
-# torch's as well, since they write what ours read.
+# Tests marked `sanitize` under each tool of compute-sanitizer, the files of a tool at once. Only our kernels are looked at;
+# initcheck has to see torch's as well, since they write what ours read. What a tool printed: build/sanitize.
 SANITIZER ?= compute-sanitizer
+SANITIZERS ?= memcheck racecheck synccheck initcheck
 SANITIZE_SECONDS ?= 300
+SANITIZED := $(shell grep -rl pytest.mark.sanitize python_tests --include='test_*.py')
 gpu-sanitize: gpu-install
 	@command -v $(SANITIZER) > /dev/null || { echo "no $(SANITIZER): it is part of the CUDA toolkit" >&2; exit 1; }
-	set -e; for tool in memcheck racecheck synccheck initcheck; do \
+	@mkdir -p build/sanitize; failed=0; for tool in $(SANITIZERS); do \
 	  case $$tool in \
 	    memcheck) only="--kernel-name kns=N3pns --report-api-errors no";; \
 	    initcheck) only=;; \
 	    *) only="--kernel-name kns=N3pns";; \
 	  esac; \
-	  echo "== $$tool"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PNS_REQUIRE_GPU=1 timeout $(SANITIZE_SECONDS) $(SANITIZER) --tool $$tool $$only \
-	    --target-processes all --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitize -p no:cacheprovider $(TEST_ARGS); \
-	done
+	  started=; for file in $(SANITIZED); do \
+	    log=build/sanitize/$$tool-$$(basename $$file .py).txt; \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PNS_REQUIRE_GPU=1 timeout $(SANITIZE_SECONDS) $(SANITIZER) --tool $$tool $$only \
+	      --target-processes all --error-exitcode 1 $(PYTHON) -m pytest -q -m sanitize -p no:cacheprovider $$file \
+	      $(TEST_ARGS) > $$log 2>&1 & started="$$started $$!:$$log"; \
+	  done; \
+	  for one in $$started; do \
+	    wait $${one%%:*} && state=ok || { state="failed, or over $(SANITIZE_SECONDS) s"; failed=1; }; \
+	    echo "$$tool, $${one#*:}: $$state; $$(grep SUMMARY $${one#*:} | tail -1)"; \
+	  done; \
+	done; exit $$failed
 
 clean:
 	rm -rf $(VENV) build dist demo paper

@@ -1,8 +1,8 @@
 // best_match on CUDA, four kernels in a row and nothing in between: the targets on their supports; of every tile of
 // candidates the largest cosine^2, in float32 (match_score.cuh) or, for few parameters and many candidates, by a fifth
-// kernel in half precision (match_dense.cuh, match_warpgroup.cuh); for every target the exact best few of the tiles that may hold them
-// (match_search.cuh); the greedy order. Every step is exact or a bound, and no float64 is added in an order that
-// scheduling decides: the bits are the CPU's.
+// kernel in half precision (match_dense.cuh, on Hopper match_warpgroup.cuh); for every target the exact best few of the
+// tiles that may hold them (match_search.cuh); the greedy order. Every step is exact or a bound, and no float64 is added
+// in an order that scheduling decides: the bits are the CPU's.
 //
 // The greedy order is what comes of it when all targets ask for their best candidate at once, each candidate goes to the
 // lowest target that asks, and the others ask for their next (Gale & Shapley: the outcome does not depend on who asks

@@ -132,8 +132,8 @@ __device__ inline void load_bulk(void* to, const void* from, unsigned bytes, uin
 }
 __device__ inline void wait_bulk(uint64_t* barrier, unsigned phase) {
   asm volatile(
-      "{\n.reg .pred done;\nagain_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again_%=;\n}" ::"r"(
-          shared_address(barrier)),
+      "{\n.reg .pred done;\nagain_%=:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again_%=;\n}" ::"r"(shared_address(barrier)),
       "r"(phase)
       : "memory");
 }

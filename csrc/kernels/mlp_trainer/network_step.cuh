@@ -287,8 +287,9 @@ __device__ void delta_dense(const Memory<kResidence>& m, const Team& team, const
 
 // Kept weights begin .. begin + 31, one a lane: their gradients and updates.
 template <typename Kind>
-__device__ void update_entries(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team, const ImageLayer& layer, int begin,
-                               const float4* input, const float4* delta, const Rates& rates) {
+__device__ void update_entries(const CudaTrainer& t, const Memory<Kind::kResidence>& m, const Team& team,
+                               const ImageLayer& layer, int begin, const float4* input, const float4* delta,
+                               const Rates& rates) {
   const int group = team.lane / kQuarter, q = team.lane % kQuarter, stride4 = m.stride4;
   const uint32_t* place = m.template of_core<uint32_t>(layer.place);
   const int last = layer.n_stored - 1, k = begin + team.lane;
