@@ -44,7 +44,8 @@ struct MaskPattern {
     if (density < 0.03 || (density < 0.07 && n_in >= 8 * kWidest)) return kWidest;
     return density < 0.25 ? kWidest / 2 : kWidest / 4;
   }
-  // From here on kept weights are picked by looking at all of a row, W at a time, below one by one.
+  // From here on kept weights are picked by looking at all of a row, W at a time, where an instruction does; below one by
+  // one.
   static constexpr double kManyKept = 0.15;
 
   struct Network {

@@ -60,15 +60,6 @@ void dense_baseline(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows
   }
 }
 
-inline bool has_bit(const uint64_t* bits, int64_t bit) { return (bits[bit / 64] >> bit % 64 & 1) != 0; }
-
-template <typename T>
-void compress_baseline(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (has_bit(bits, bit + j)) *kept++ = row[j];
-  }
-}
-
 template <typename T>
 void stream_baseline(const T* in, int64_t n, T* out) {
   std::copy_n(in, n, out);
@@ -89,7 +80,7 @@ MaskedLinearFunctions<T> level_functions() {
   }
 #endif
   return {gather_baseline<T>, scatter_baseline<T>,  sparse_forward_baseline<T>, sparse_gradients_baseline<T>,
-          dense_baseline<T>,  compress_baseline<T>, stream_baseline<T>,         select_baseline<T>};
+          dense_baseline<T>,  nullptr,              stream_baseline<T>,         select_baseline<T>};
 }
 
 // f(n, n_threads) for every network, by threads over networks or within them.

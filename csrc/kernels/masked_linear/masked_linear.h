@@ -108,7 +108,8 @@ struct MaskedLinearFunctions {
   // y[r][b] (+)= sum_k a[r * row_step + k * k_step] * x[k][b] for n_rows rows.
   void (*dense)(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const T* x, int64_t width,
                 T* y, bool is_first);
-  // A row of the weight and of a panel, kept as bits [bit, bit + n): its kept weights one after another.
+  // A row of the weight and of a panel, kept as bits [bit, bit + n): its kept weights one after another. Null without
+  // an instruction for it: bit by bit, branches would be mispredicted in every row.
   void (*compress)(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept);
   // out[0, n) = in[0, n), past the caches where out allows it.
   void (*stream)(const T* in, int64_t n, T* out);

@@ -141,6 +141,7 @@ void dense_rows(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, in
   });
 }
 
+#if defined(__AVX512F__)
 // n <= 16 bits from `bit` on; a word may be read behind them (MaskPattern::bits has one to spare).
 inline uint32_t few_bits(const uint64_t* bits, int64_t bit, int64_t n) {
   uint32_t word;
@@ -148,9 +149,8 @@ inline uint32_t few_bits(const uint64_t* bits, int64_t bit, int64_t n) {
   return (word >> (bit % 8)) & ((1u << n) - 1);
 }
 
-#if defined(__AVX512F__)
 // Accesses are masked only at a row's end: on Zen 5 a masked load of what no cache holds takes three times as long as a
-// plain one, a masked store a third longer.
+// plain one.
 inline void compress_lanes(const float* row, uint32_t lanes, bool is_whole, float* kept) {
   const auto mask = static_cast<__mmask16>(lanes);
   _mm512_mask_compressstoreu_ps(kept, mask, is_whole ? _mm512_loadu_ps(row) : _mm512_maskz_loadu_ps(mask, row));
@@ -159,25 +159,17 @@ inline void compress_lanes(const double* row, uint32_t lanes, bool is_whole, dou
   const auto mask = static_cast<__mmask8>(lanes);
   _mm512_mask_compressstoreu_pd(kept, mask, is_whole ? _mm512_loadu_pd(row) : _mm512_maskz_loadu_pd(mask, row));
 }
-#endif
 
-// With AVX-512, W lanes at a time through its compress instruction: no branch, which bit by bit would be
-// mispredicted in every row.
 template <typename T, int W>
 void compress_row(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept) {
-#if defined(__AVX512F__)
   for (int64_t j = 0; j < n; j += W) {
     const int64_t n_lanes = std::min<int64_t>(W, n - j);
     const uint32_t lanes = few_bits(bits, bit + j, n_lanes);
     compress_lanes(row + j, lanes, n_lanes == W, kept);
     kept += __builtin_popcount(lanes);
   }
-#else
-  for (int64_t j = 0; j < n; ++j) {
-    if (few_bits(bits, bit + j, 1) != 0) *kept++ = row[j];
-  }
-#endif
 }
+#endif
 
 template <typename T, int W>
 void stream_row(const T* in, int64_t n, T* out) {
@@ -204,8 +196,13 @@ void select_kept(const uint8_t* mask, const T* in, int64_t n, T* out) {
 
 template <typename T, int W>
 MaskedLinearFunctions<T> masked_linear_functions() {
+#if defined(__AVX512F__)
+  const auto compress = compress_row<T, W>;
+#else
+  constexpr std::nullptr_t compress = nullptr;
+#endif
   return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_gradients<T, W>,
-          dense_rows<T, W>,  compress_row<T, W>, stream_row<T, W>,     select_kept<T, W>};
+          dense_rows<T, W>,  compress,           stream_row<T, W>,     select_kept<T, W>};
 }
 
 }  // namespace

@@ -150,7 +150,7 @@ class MaskedNetwork {
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
         const int64_t at = o * n_in_ + panel * network_.panel_width;
-        if (network_.has_many) {
+        if (network_.has_many && run_.compress != nullptr) {
           run_.compress(pattern_.bits.data(), n_ * n_out_ * n_in_ + at, columns_of(panel), weight + at, kept + begin[0]);
           continue;
         }
