@@ -153,7 +153,7 @@ struct Kept {
 };
 
 // The latest first; what was not asked for longest goes when there is too much.
-constexpr size_t kMostBytes = size_t{1} << 28, kMostPatterns = 256;
+constexpr size_t kMostBytes = size_t{1} << 29, kMostPatterns = 256;
 std::mutex kept_mutex;
 std::list<Kept> kept;
 size_t kept_bytes = 0;

@@ -3,7 +3,8 @@
 //
 // A kept pattern is found by the mask's address and shape and then compared with the mask bit by bit, so a mask
 // changed by whatever means (in place, through .data, a new one in the old one's memory) is always noticed. The
-// comparison reads N*O*I bytes at the speed of memory; building costs about ten times that.
+// comparison reads N*O*I bytes at the speed of memory; building costs about ten to twenty times that, and at density 0.1
+// half as much again for the first backward.
 #pragma once
 
 #include <cstdint>
@@ -69,9 +70,10 @@ struct MaskPattern {
   size_t bytes() const;  // with all columns, made or not
 };
 
-// The density from which the dense products are faster: forward and backward together cross between 0.3 and 0.45 for
-// widths of 128, 1,024 and 4,096 and a batch of 256 (AVX-512, one thread).
-constexpr double kMaskedDenseFrom = 0.4;
+// The density from which the dense products are faster: forward and backward together cross between 0.6 and 0.7 for
+// widths of 128, 1,024 and 4,096 and a batch of 256, at 0.6 and 0.49 for widths of 100 and 256 and a batch of 32, with the
+// weight's gradient alone between 0.4 and 0.5 (AVX-512, one thread).
+constexpr double kMaskedDenseFrom = 0.45;
 
 // The pattern of mask [n_networks, n_out, n_in], any non-zero byte is kept. Safe to call from several threads.
 std::shared_ptr<const MaskPattern> mask_pattern(const uint8_t* mask, int64_t n_networks, int64_t n_out, int64_t n_in,
