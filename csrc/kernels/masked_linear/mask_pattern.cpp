@@ -53,7 +53,7 @@ void find_entries(const MaskPattern& pattern, int64_t network, int n_threads, Ma
 
   const double density = n > 0 ? double(found->n_entries) / n : 0;
   found->has_many = density >= MaskPattern::kManyKept;
-  const int64_t width = found->panel_width = MaskPattern::width_for(density);
+  const int64_t width = found->panel_width = MaskPattern::width_for(density, n_in);
   found->n_panels = (n_in + width - 1) / width;
   found->begin.resize(found->n_panels * n_out + 1);
   found->column.resize(found->n_entries);
@@ -75,6 +75,56 @@ void find_entries(const MaskPattern& pattern, int64_t network, int n_threads, Ma
   });
 }
 
+// A block's entries by columns: a sort by counting. begin: of the block's rows.
+void sort_by_columns(const MaskPattern::Network& network, const MaskColumns::Block& block, const uint32_t* begin,
+                     int64_t n_columns, MaskColumns* sorted) {
+  const uint16_t* column = network.column.data();
+  uint32_t count[MaskPattern::kWidest], next[MaskPattern::kWidest];
+  std::fill_n(count, n_columns, 0);
+  for (uint32_t k = begin[0]; k < begin[block.n_rows]; ++k) ++count[column[k]];
+  uint16_t* kept_column = sorted->kept_column.data() + block.kept_column;
+  auto at = static_cast<uint32_t>(block.first);
+  for (int64_t c = 0; c < n_columns; at += count[c++]) {
+    next[c] = at;
+    if (count[c] > 0) *kept_column++ = static_cast<uint16_t>(c);
+  }
+  for (int64_t r = 0; r < block.n_rows; ++r) {
+    for (uint32_t k = begin[r]; k < begin[r + 1]; ++k) {
+      const uint32_t place = sorted->place[k] = next[column[k]]++;
+      sorted->row[place] = static_cast<uint16_t>(r);
+    }
+  }
+  for (int64_t c = 0; c < n_columns; ++c) {
+    if (count[c] > 0) sorted->row[next[c] - 1] |= MaskColumns::kEnd;
+  }
+}
+
+MaskColumns find_columns(const MaskPattern::Network& network, int64_t n_out, int64_t n_in, int n_threads) {
+  constexpr int64_t kGroup = MaskColumns::kGroup;
+  const int64_t block_rows = MaskColumns::block_rows_for(double(network.n_entries) / std::max<int64_t>(1, n_out * n_in));
+  const int64_t n_blocks = std::max<int64_t>(1, (n_out + block_rows - 1) / block_rows);
+  const int64_t n_all = network.n_panels * n_blocks;
+  const int64_t width = network.panel_width, n_kept = std::min(width, n_in) + 1;
+  const auto rows_of = [&](int64_t i) { return network.begin.data() + i / n_blocks * n_out + i % n_blocks * block_rows; };
+  MaskColumns sorted;
+  sorted.n_blocks = n_blocks;
+  sorted.blocks.resize(n_all);
+  int64_t n_places = 0;
+  for (int64_t i = 0; i < n_all; ++i) {
+    const int64_t row = i % n_blocks * block_rows, n_rows = std::min(block_rows, n_out - row);
+    const int64_t n_entries = rows_of(i)[n_rows] - rows_of(i)[0];
+    sorted.blocks[i] = {row, n_rows, n_places, (n_entries + kGroup - 1) / kGroup * kGroup, i * n_kept};
+    n_places += sorted.blocks[i].n_places;
+  }
+  sorted.row.resize(n_places);
+  sorted.kept_column.resize(n_all * n_kept);
+  sorted.place.resize(network.n_entries);
+  parallel_items(n_all, network.n_entries > 20'000 ? n_threads : 1, [&](int64_t i, int) {
+    sort_by_columns(network, sorted.blocks[i], rows_of(i), std::min(width, n_in - i / n_blocks * width), &sorted);
+  });
+  return sorted;
+}
+
 std::shared_ptr<const MaskPattern> build(const uint8_t* mask, int64_t n_networks, int64_t n_out, int64_t n_in,
                                          int n_threads) {
   auto pattern = std::make_shared<MaskPattern>();
@@ -85,7 +135,7 @@ std::shared_ptr<const MaskPattern> build(const uint8_t* mask, int64_t n_networks
   for_pieces(n, n_threads, [&](int64_t begin, int64_t end) {
     run.pack(mask + begin, end - begin, pattern->bits.data() + begin / 64);
   });
-  pattern->networks.resize(n_networks);
+  pattern->networks = std::vector<MaskPattern::Network>(n_networks);
   parallel_items(n_networks, n_networks * n_out * n_in > (1 << 20) ? n_threads : 1, [&](int64_t i, int) {
     find_entries(*pattern, i, n_threads, &pattern->networks[i]);
   });
@@ -103,7 +153,7 @@ struct Kept {
 };
 
 // The latest first; what was not asked for longest goes when there is too much.
-constexpr size_t kMostBytes = size_t{1} << 28, kMostPatterns = 256;
+constexpr size_t kMostBytes = size_t{1} << 29, kMostPatterns = 256;
 std::mutex kept_mutex;
 std::list<Kept> kept;
 size_t kept_bytes = 0;
@@ -135,10 +185,17 @@ void keep(const uint8_t* mask, std::shared_ptr<const MaskPattern> pattern) {
 
 }  // namespace
 
+const MaskColumns& MaskPattern::columns(int64_t n, int n_threads) const {
+  const Network& network = networks[n];
+  std::call_once(network.is_sorted, [&] { network.columns = find_columns(network, n_out, n_in, n_threads); });
+  return network.columns;
+}
+
 size_t MaskPattern::bytes() const {
   size_t n = sizeof(*this) + bits.size() * sizeof(bits[0]);
   for (const Network& network : networks) {
-    n += sizeof(network) + network.begin.size() * sizeof(network.begin[0]) + network.column.size() * sizeof(network.column[0]);
+    n += sizeof(network) + network.begin.size() * sizeof(uint32_t) +
+         network.column.size() * (2 * sizeof(uint16_t) + sizeof(uint32_t));
   }
   return n;
 }

@@ -3,24 +3,56 @@
 //
 // A kept pattern is found by the mask's address and shape and then compared with the mask bit by bit, so a mask
 // changed by whatever means (in place, through .data, a new one in the old one's memory) is always noticed. The
-// comparison reads N*O*I bytes at the speed of memory; building costs about ten times that.
+// comparison reads N*O*I bytes at the speed of memory; building costs about ten to twenty times that, and at density 0.1
+// half as much again for the first backward.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace pns {
 
+// A sparse network's entries once more, for the backward: by columns, in blocks of a panel's rows, so that a block's part of
+// a gradient tile lies in a near cache.
+struct MaskColumns {
+  // 128 rows in L1, 256 or 512 in L2 where a column would have too few entries in fewer to be worth its turn.
+  static int64_t block_rows_for(double density) { return density < 0.03 ? 512 : density < 0.07 ? 256 : 128; }
+  // A block takes a multiple of so many places: those left over are entries of row 0 behind the last column's end.
+  static constexpr int64_t kGroup = 16;
+  static constexpr uint16_t kEnd = 1 << 15;  // beside the row of a column's last entry
+
+  struct Block {
+    int64_t row, n_rows;      // of the mask
+    int64_t first, n_places;
+    int64_t kept_column;      // where its columns begin
+  };
+
+  int64_t n_blocks;                   // of each panel
+  std::vector<Block> blocks;          // [n_panels * n_blocks], their places one after another
+  std::vector<uint16_t> row;          // [places], from the block's first on; with kEnd
+  std::vector<uint16_t> kept_column;  // those of each block that have entries, from the panel's first on, and one more
+  std::vector<uint32_t> place;        // [n_entries], in the order by rows
+};
+
 struct MaskPattern {
   // The entries are cut into panels of columns, so that a panel's part of a batch tile lies in a near cache: 128 columns
-  // in L1, 256 or 512 in L2, where a row would have too few entries in fewer columns to be worth its turn.
+  // in L1, 256 or 512 in L2, where a row would have too few entries in fewer columns to be worth its turn. Many columns
+  // leave panels enough for many threads: 4,096 x 4,096 at density 0.05 take a tenth less in 512 than in 256.
   static constexpr int64_t kWidest = 512;
-  static int64_t width_for(double density) { return density < 0.03 ? kWidest : density < 0.25 ? kWidest / 2 : kWidest / 4; }
-  // From here on kept weights are picked by looking at all of a row, W at a time, below one by one.
+  static int64_t width_for(double density, int64_t n_in) {
+    if (density < 0.03 || (density < 0.07 && n_in >= 8 * kWidest)) return kWidest;
+    return density < 0.25 ? kWidest / 2 : kWidest / 4;
+  }
+  // From here on kept weights are picked by looking at all of a row, W at a time, where an instruction does; below one by
+  // one.
   static constexpr double kManyKept = 0.15;
 
   struct Network {
+    mutable std::once_flag is_sorted;
+    mutable MaskColumns columns;
+
     int64_t n_entries;             // kept weights
     bool is_dense;                 // then there are no panels: the products run over all weights
     bool has_many;                 // a density of kManyKept or more
@@ -33,12 +65,15 @@ struct MaskPattern {
   std::vector<uint64_t> bits;  // the mask, 64 entries a word, and a word more
   std::vector<Network> networks;
 
-  size_t bytes() const;
+  // Of networks[n], sparse. Made when first asked for: convolutions, and forwards alone, need none.
+  const MaskColumns& columns(int64_t n, int n_threads) const;
+  size_t bytes() const;  // with all columns, made or not
 };
 
-// The density from which the dense products are faster: forward and backward together cross between 0.3 and 0.45 for
-// widths of 128, 1,024 and 4,096 and a batch of 256 (AVX-512, one thread).
-constexpr double kMaskedDenseFrom = 0.4;
+// The density from which the dense products are faster: forward and backward together cross between 0.6 and 0.7 for
+// widths of 128, 1,024 and 4,096 and a batch of 256, at 0.6 and 0.49 for widths of 100 and 256 and a batch of 32, with the
+// weight's gradient alone between 0.4 and 0.5 (AVX-512, one thread).
+constexpr double kMaskedDenseFrom = 0.45;
 
 // The pattern of mask [n_networks, n_out, n_in], any non-zero byte is kept. Safe to call from several threads.
 std::shared_ptr<const MaskPattern> mask_pattern(const uint8_t* mask, int64_t n_networks, int64_t n_out, int64_t n_in,

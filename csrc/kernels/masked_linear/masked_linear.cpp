@@ -36,21 +36,16 @@ void sparse_forward_baseline(const SparsePanel<T>& a, const T* x, int64_t width,
 }
 
 template <typename T>
-void sparse_transposed_baseline(const SparsePanel<T>& a, const T* grad, int64_t width, T* y) {
-  for (int64_t r = 0; r < a.n_rows; ++r) {
-    for (int64_t k = a.begin[r]; k < a.begin[r + 1]; ++k) {
-      for (int64_t b = 0; b < width; ++b) y[a.column[k] * width + b] += a.value_of(r, k) * grad[r * width + b];
-    }
-  }
-}
-
-template <typename T>
-void sparse_outer_baseline(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* dots, bool is_first) {
-  for (int64_t r = 0; r < a.n_rows; ++r) {
-    for (int64_t k = a.begin[r]; k < a.begin[r + 1]; ++k) {
-      if (is_first) dots[k] = 0;
-      for (int64_t b = 0; b < width; ++b) dots[k] += grad[r * width + b] * x[a.column[k] * width + b];
-    }
+void sparse_gradients_baseline(const SparseColumns<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
+                               bool is_first) {
+  const uint16_t* column = a.kept_column;
+  for (int64_t k = 0; k < a.n_places; ++k) {
+    const int64_t row = a.row[k] & ~MaskColumns::kEnd, at = *column * width;
+    T sum = 0;
+    for (int64_t b = 0; b < width && dots != nullptr; ++b) sum += grad[row * width + b] * x[at + b];
+    if (dots != nullptr) dots[k] = is_first ? sum : dots[k] + sum;
+    for (int64_t b = 0; b < width && grad_x != nullptr; ++b) grad_x[at + b] += a.value[k] * grad[row * width + b];
+    if ((a.row[k] & MaskColumns::kEnd) != 0) ++column;
   }
 }
 
@@ -63,20 +58,6 @@ void dense_baseline(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows
       for (int64_t b = 0; b < width; ++b) y[r * width + b] += a[r * row_step + k * k_step] * x[k * width + b];
     }
   }
-}
-
-inline bool has_bit(const uint64_t* bits, int64_t bit) { return (bits[bit / 64] >> bit % 64 & 1) != 0; }
-
-template <typename T>
-void compress_baseline(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (has_bit(bits, bit + j)) *kept++ = row[j];
-  }
-}
-
-template <typename T>
-void expand_baseline(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row) {
-  for (int64_t j = 0; j < n; ++j) row[j] = has_bit(bits, bit + j) ? *kept++ : T{0};
 }
 
 template <typename T>
@@ -98,14 +79,8 @@ MaskedLinearFunctions<T> level_functions() {
     default: break;
   }
 #endif
-  return {gather_baseline<T>,            scatter_baseline<T>,      sparse_forward_baseline<T>,
-          sparse_transposed_baseline<T>, sparse_outer_baseline<T>, dense_baseline<T>,
-          compress_baseline<T>,          expand_baseline<T>,  stream_baseline<T>,     select_baseline<T>};
-}
-
-template <typename T>
-T* at(T* pointer, int64_t offset) {
-  return pointer == nullptr ? nullptr : pointer + offset;
+  return {gather_baseline<T>, scatter_baseline<T>,  sparse_forward_baseline<T>, sparse_gradients_baseline<T>,
+          dense_baseline<T>,  nullptr,              stream_baseline<T>,         select_baseline<T>};
 }
 
 // f(n, n_threads) for every network, by threads over networks or within them.

@@ -84,6 +84,15 @@ struct SparsePanel {
   T value_of(int64_t r, int64_t k) const { return value != nullptr ? value[k] : weight[r * row_step + column[k]]; }
 };
 
+// A block of a panel by columns, see MaskColumns.
+template <typename T>
+struct SparseColumns {
+  int64_t n_places;
+  const uint16_t* row;          // [n_places], from the block's first on; with MaskColumns::kEnd
+  const uint16_t* kept_column;  // the columns that have entries, and one more
+  const T* value;               // [n_places]
+};
+
 // What each SIMD level provides. `width` is a tile's samples a feature: 64, 128 or 256 bytes.
 template <typename T>
 struct MaskedLinearFunctions {
@@ -92,17 +101,16 @@ struct MaskedLinearFunctions {
   void (*scatter)(const T* tile, int64_t width, int64_t n_batch, int64_t n_features, T* y, int64_t y_stride);
   // y[r][b] += sum over row r's entries of value * x[column][b]
   void (*sparse_forward)(const SparsePanel<T>& a, const T* x, int64_t width, T* y);
-  // y[column][b] += value * grad[r][b] for every entry
-  void (*sparse_transposed)(const SparsePanel<T>& a, const T* grad, int64_t width, T* y);
-  // dots[entry] (+)= sum_b grad[r][b] * x[column][b]
-  void (*sparse_outer)(const SparsePanel<T>& a, const T* grad, const T* x, int64_t width, T* dots, bool is_first);
+  // grad_x[column][b] += value * grad[row][b] for every entry, and dots[place] (+)= sum_b grad[row][b] * x[column][b];
+  // one of them alone where the other's pointer is null.
+  void (*sparse_gradients)(const SparseColumns<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
+                           bool is_first);
   // y[r][b] (+)= sum_k a[r * row_step + k * k_step] * x[k][b] for n_rows rows.
   void (*dense)(const T* a, int64_t row_step, int64_t k_step, int64_t n_rows, int64_t n_k, const T* x, int64_t width,
                 T* y, bool is_first);
-  // A row of the weight and of a panel, kept as bits [bit, bit + n): its kept weights one after another, and back with
-  // zeros between them.
+  // A row of the weight and of a panel, kept as bits [bit, bit + n): its kept weights one after another. Null without
+  // an instruction for it: bit by bit, branches would be mispredicted in every row.
   void (*compress)(const uint64_t* bits, int64_t bit, int64_t n, const T* row, T* kept);
-  void (*expand)(const uint64_t* bits, int64_t bit, int64_t n, const T* kept, T* row);
   // out[0, n) = in[0, n), past the caches where out allows it.
   void (*stream)(const T* in, int64_t n, T* out);
   // out[j] = mask[j] ? in[j] : 0

@@ -11,6 +11,12 @@
 namespace pns {
 namespace {
 
+// Null stays null.
+template <typename T>
+T* at(T* pointer, int64_t offset) {
+  return pointer == nullptr ? nullptr : pointer + offset;
+}
+
 // Kept between calls: fresh memory costs more than many a product. Two of them a thread, for what all threads of a call
 // share and what each works in.
 template <typename T>
@@ -60,8 +66,8 @@ class MaskedNetwork {
  public:
   MaskedNetwork(const MaskedLinearFunctions<T>& run, const MaskPattern& pattern, int64_t n, int64_t batch,
                 int n_threads)
-      : run_(run), network_(pattern.networks[n]), n_out_(pattern.n_out), n_in_(pattern.n_in),
-        bits_(pattern.bits.data()), first_bit_(n * n_out_ * n_in_), tiles_(batch), n_threads_(n_threads), shared_(scratch<T>().shared) {}
+      : run_(run), pattern_(pattern), n_(n), network_(pattern.networks[n]), n_out_(pattern.n_out), n_in_(pattern.n_in),
+        tiles_(batch), n_threads_(n_threads), shared_(scratch<T>().shared) {}
 
   // p: of this network.
   void forward(const MaskedForward<T>& p) { network_.is_dense ? forward_dense(p) : forward_sparse(p); }
@@ -144,8 +150,8 @@ class MaskedNetwork {
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
         const int64_t at = o * n_in_ + panel * network_.panel_width;
-        if (network_.has_many) {
-          run_.compress(bits_, first_bit_ + at, columns_of(panel), weight + at, kept + begin[0]);
+        if (network_.has_many && run_.compress != nullptr) {
+          run_.compress(pattern_.bits.data(), n_ * n_out_ * n_in_ + at, columns_of(panel), weight + at, kept + begin[0]);
           continue;
         }
         for (uint32_t k = begin[0]; k < begin[1]; ++k) kept[k] = weight[at + network_.column[k]];
@@ -153,25 +159,33 @@ class MaskedNetwork {
     });
   }
 
-  // The reverse for `dots`, which lie in the same order; 0 where pruned. A gradient that no near cache can hold is
-  // written past them, row by row: storing to it would fetch it first. 4,096 x 4,096 at density 0.01 then take 8.7 ms
-  // forward and backward instead of 12.1; 1,024 x 1,024 would take 1.3 ms instead of 1.1.
-  void expand(const T* dots, T* grad_weight) const {
+  // to(k) = from(k). Four at a time, all loaded before one is stored: a load that shares its low 12 address bits with a
+  // store still under way would wait for it.
+  template <typename From, typename To>
+  static void move_entries(int64_t k, int64_t end, From&& from, To&& to) {
+    for (; k + 4 <= end; k += 4) {
+      const T moved[4] = {from(k), from(k + 1), from(k + 2), from(k + 3)};
+      for (int j = 0; j < 4; ++j) to(k + j) = moved[j];
+    }
+    for (; k < end; ++k) to(k) = from(k);
+  }
+
+  // The dots of all kept weights to where these are, 0 where pruned. A gradient that no near cache can hold is
+  // written past them, row by row: storing to it would fetch it first. 4,096 x 4,096 at density 0.01 then took 8.7 ms
+  // forward and backward instead of 12.1; 1,024 x 1,024 would have taken 1.3 ms instead of 1.1.
+  void expand(const T* dots, const MaskColumns& columns, T* grad_weight) const {
     const bool is_streamed = is_large();
     for_weight_rows([&](int64_t o) {
       T* const out = grad_weight + o * n_in_;
       AlignedBuffer<T>& buffer = scratch<T>().own.block;
       if (is_streamed) buffer.resize(n_in_);
       T* const row = is_streamed ? buffer.data() : out;
-      if (!network_.has_many) std::fill_n(row, n_in_, T{0});
+      std::fill_n(row, n_in_, T{0});
       for (int64_t panel = 0; panel < network_.n_panels; ++panel) {
         const uint32_t* begin = network_.begin.data() + panel * n_out_ + o;
-        const int64_t column = panel * network_.panel_width;
-        if (network_.has_many) {
-          run_.expand(bits_, first_bit_ + o * n_in_ + column, columns_of(panel), dots + begin[0], row + column);
-          continue;
-        }
-        for (uint32_t k = begin[0]; k < begin[1]; ++k) row[column + network_.column[k]] = dots[k];
+        T* const of_panel = row + panel * network_.panel_width;
+        move_entries(begin[0], begin[1], [&](int64_t k) { return dots[columns.place[k]]; },
+                     [&](int64_t k) -> T& { return of_panel[network_.column[k]]; });
       }
       if (is_streamed) run_.stream(row, n_in_, out);
     });
@@ -231,39 +245,56 @@ class MaskedNetwork {
     });
   }
 
-  // Each thread takes panels of columns, and walks all rows for them.
+  // Each thread takes panels of columns, and walks all rows for them, block by block.
   void backward_sparse(const MaskedBackward<T>& p) {
-    const T *const x = p.x, *const weight = p.weight;
-    T *const grad_x = p.grad_x, *const grad_weight = p.grad_weight;
+    const MaskColumns& columns = pattern_.columns(n_, n_threads_);
     if (p.kept != nullptr && p.kept->weight.size() > 0) {
       compressed_ = p.kept->weight.data();
-    } else if (grad_x != nullptr && is_compressed()) {
-      compress(weight, shared_.weight);
+    } else if (p.grad_x != nullptr && is_large()) {
+      compress(p.weight, shared_.weight);
     }
-    if (grad_weight != nullptr) shared_.y.resize(network_.n_entries);
-    T* dots = grad_weight == nullptr ? nullptr : shared_.y.data();
+    if (p.grad_weight != nullptr) shared_.y.resize(columns.row.size());
+    T* const dots = p.grad_weight == nullptr ? nullptr : shared_.y.data();
     parallel_items(network_.n_panels, n_threads_, [&](int64_t panel, int) {
+      const auto* blocks = columns.blocks.data() + panel * columns.n_blocks;
+      const T* weight = p.grad_x == nullptr ? nullptr : weights_by_columns(p.weight, panel, columns, blocks);
       Scratch<T>& own = scratch<T>().own;
-      const int64_t column = panel * network_.panel_width, width = tiles_.width;
-      const int64_t n_columns = columns_of(panel);
-      const SparsePanel<T> rows = panel_of(weight, panel, 0, n_out_);
-      own.x.resize(n_columns * width);
-      // One tile for the other: each product has L1 for itself.
+      const int64_t column = panel * network_.panel_width, n_columns = columns_of(panel), width = tiles_.width;
+      own.x.resize(n_columns * width), own.y.resize(n_columns * width);
+      T* const grad_x = p.grad_x == nullptr ? nullptr : own.y.data();
       for (int64_t tile = 0; tile < tiles_.count; ++tile) {
         const T* grad_tile = tile_of(shared_.x, tile, n_out_);
         const int64_t sample = tile * width * n_in_ + column;
-        if (grad_x != nullptr) {
-          own.x.assign_zero(n_columns * width);
-          run_.sparse_transposed(rows, grad_tile, width, own.x.data());
-          run_.scatter(own.x.data(), width, tiles_.size(tile), n_columns, grad_x + sample, n_in_);
+        if (grad_x != nullptr) own.y.assign_zero(n_columns * width);
+        if (dots != nullptr) run_.gather(p.x + sample, n_in_, tiles_.size(tile), n_columns, own.x.data(), width);
+        for (const auto* block = blocks; block < blocks + columns.n_blocks; ++block) {
+          if (block->n_places == 0) continue;
+          const SparseColumns<T> a{block->n_places, columns.row.data() + block->first,
+                                   columns.kept_column.data() + block->kept_column,
+                                   at(weight, block->first - blocks->first)};
+          run_.sparse_gradients(a, grad_tile + block->row * width, own.x.data(), width, grad_x, at(dots, block->first),
+                                tile == 0);
         }
-        if (grad_weight != nullptr) {
-          run_.gather(x + sample, n_in_, tiles_.size(tile), n_columns, own.x.data(), width);
-          run_.sparse_outer(rows, grad_tile, own.x.data(), width, dots, tile == 0);
-        }
+        if (grad_x != nullptr) run_.scatter(grad_x, width, tiles_.size(tile), n_columns, p.grad_x + sample, n_in_);
       }
     });
-    if (grad_weight != nullptr) expand(dots, grad_weight);
+    if (p.grad_weight != nullptr) expand(dots, columns, p.grad_weight);
+  }
+
+  // The kept weights of a panel, at their places behind the panel's first; 0 at those left over.
+  const T* weights_by_columns(const T* weight, int64_t panel, const MaskColumns& columns,
+                              const MaskColumns::Block* blocks) const {
+    const int64_t first = blocks->first;
+    const MaskColumns::Block& last = blocks[columns.n_blocks - 1];
+    AlignedBuffer<T>& buffer = scratch<T>().own.weight;
+    buffer.assign_zero(last.first + last.n_places - first);
+    T* const placed = buffer.data();
+    const SparsePanel<T> rows = panel_of(weight, panel, 0, n_out_);
+    for (int64_t r = 0; r < n_out_; ++r) {
+      move_entries(rows.begin[r], rows.begin[r + 1], [&](int64_t k) { return rows.value_of(r, k); },
+                   [&](int64_t k) -> T& { return placed[columns.place[k] - first]; });
+    }
+    return placed;
   }
 
   // out[r][j] = the kept weights of rows [row, row + n_rows) and columns [column, column + n_columns), 0 elsewhere.
@@ -399,10 +430,10 @@ class MaskedNetwork {
   }
 
   const MaskedLinearFunctions<T> run_;
+  const MaskPattern& pattern_;
+  const int64_t n_;  // of the pattern's networks
   const MaskPattern::Network& network_;
   const int64_t n_out_, n_in_;
-  const uint64_t* bits_;
-  const int64_t first_bit_;
   const Tiles<T> tiles_;
   const int n_threads_;
   Scratch<T>& shared_;
