@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..networks.unwrap import unwrap
 from .fused_sequential import fuse, unfuse
 from .masked_conv2d import MaskedConv2d, unsupported
 from .masked_layer import MaskedLayer, become_masked, become_plain, check_mask
@@ -20,19 +21,6 @@ from .supermask_layer import SupermaskLayer, become_supermask, check_keep, subne
 from .supermask_linear import SupermaskLinear
 
 NamedMasks = Mapping[str, Tensor]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DataParallel, DistributedDataParallel and torch.compile, whose names have no prefix."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._orig_mod
-        else:
-            return model
 
 
 def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:

@@ -92,6 +92,15 @@ def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def plain_keys(device: str) -> frozenset[int]:
+    """The dispatch keys of tensors on a device that are nothing else: ordinary ones, and those of inference mode."""
+    with torch.inference_mode(False):
+        ordinary = torch.empty(0, device=device)
+    with torch.inference_mode():
+        inference = torch.empty(0, device=device)
+    return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, inference))
+
+
 def has_tangents() -> bool:
     """Whether forward-mode differentiation is active: an autograd.Function must be applied, to say that it has no jvp,
     where a native call would leave the tangents out."""

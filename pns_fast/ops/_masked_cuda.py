@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from .. import _native
-from ._library import has_tangents
+from ._library import has_tangents, plain_keys
 
 # ---- what the paths cost, in microseconds: see most_kept
 
@@ -94,23 +94,17 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
     return None if index is None or not index.tensors or index.kept > most else index
 
 
-@cache
-def _plain_keys() -> frozenset[int]:
-    ordinary = torch.empty(0, device="cuda")
-    with torch.inference_mode():
-        return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cuda")))
+_plain_keys = cache(plain_keys)
 
 
 def may_launch(*tensors: Tensor | None) -> bool:
     """Whether kernels may be given these tensors' addresses, past the dispatcher: ordinary ones on CUDA, no subclass,
     none that a transform or a lazy negation wraps, and nobody watches the ops that run."""
-    return (
-        all(
-            t is None or (type(t) in (Tensor, Parameter) and torch._C._dispatch_keys(t).raw_repr() in _plain_keys())
-            for t in tensors
-        )
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not has_tangents()
+    if torch._C._len_torch_dispatch_stack() > 0 or has_tangents():
+        return False
+    keys = _plain_keys("cuda")
+    return all(
+        t is None or (type(t) in (Tensor, Parameter) and torch._C._dispatch_keys(t).raw_repr() in keys) for t in tensors
     )
 
 

@@ -9,22 +9,15 @@ from torch.nn import Parameter
 
 from .. import _native
 from . import _memory
-from ._library import has_tangents, is_transformed, pointer
+from ._library import has_tangents, is_transformed, plain_keys, pointer
 from ._masked_product import BACKWARD, FORWARD
-
-
-def _plain_keys() -> frozenset[int]:
-    ordinary = torch.empty(0, device="cpu")
-    with torch.inference_mode():
-        return frozenset(torch._C._dispatch_keys(t).raw_repr() for t in (ordinary, torch.empty(0, device="cpu")))
-
 
 _FIRST_FORWARD = {
     torch.float32: _native.cpu.masked_linear_first_forward_f32,
     torch.float64: _native.cpu.masked_linear_first_forward_f64,
 }
 _dispatch_keys = torch._C._dispatch_keys
-_TYPES, _KEYS = frozenset((Tensor, Parameter)), _plain_keys()
+_TYPES, _KEYS = frozenset((Tensor, Parameter)), plain_keys("cpu")
 
 
 def is_plain(t: Tensor) -> bool:

@@ -71,7 +71,7 @@ def plant(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: an unknown rule or assignment, or a ticket that does not fit.
+        ValueError: an unknown rule or assignment, a ticket that does not fit, or an inf or NaN in a mother.
 
     Source: Fischer & Burkholz 2022, section 2.2 and Algorithm 1.
 
@@ -88,6 +88,8 @@ def plant(
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     ticket.check_fits(population.widths)
+    if not all(bool(p.isfinite().all()) for p in (*population.weights, *population.biases)):
+        raise ValueError("population: expected finite weights and biases, got an inf or NaN")
     return _plant(ticket, population, ASSIGNMENTS[assignment])
 
 

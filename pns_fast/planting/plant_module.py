@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..networks.unwrap import unwrap
 from .match import match_greedy, match_outputs
 from .module_graph import Line, Step, folded, steps
 
@@ -90,7 +91,8 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
         target: what to plant: what is zero in it is no part of the ticket. ``Conv2d``, ``Linear``, ``ReLU``, max and
             average pooling, flatten, dropout, batch norm after a layer, sums of two; masked layers by their masks.
         mother: a network of the same structure, at least as wide in every layer, each layer there once; it is not
-            changed. Masked layers count as plain ones with zeros, in the result their masks are full.
+            changed. Masked layers count as plain ones with zeros, in the result their masks are full. Of either
+            network, what is inside torch.compile, DataParallel and DistributedDataParallel.
 
     Returns:
         A :class:`PlantedModule`.
@@ -112,7 +114,7 @@ def plant_module(target: nn.Module, mother: nn.Module) -> PlantedModule:
     for name, model in (("target", target), ("mother", mother)):
         if not isinstance(model, nn.Module):
             raise TypeError(f"{name}: expected an nn.Module, got {type(model).__name__}")
-    target, mother = folded(target, "target"), folded(mother, "mother")
+    target, mother = folded(unwrap(target), "target"), folded(unwrap(mother), "mother")
     growing, order = _Planting(), steps(target, mother)
     if not order:
         raise ValueError("target: expected convolutional or linear layers, found none")

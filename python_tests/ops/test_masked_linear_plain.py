@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pns_fast import ops
+from pns_fast.ops._library import plain_keys
 
 registered = torch.ops.pns_fast.masked_linear
 
@@ -85,6 +86,13 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.names.append(str(function))
         return function(*args, **(kwargs or {}))
+
+
+def test_keys_asked_for_in_inference_mode_are_those_asked_for_outside():
+    with torch.inference_mode():
+        inside = plain_keys("cpu")
+    assert inside == plain_keys("cpu")
+    assert len(inside) == 2
 
 
 @pytest.mark.parametrize("mode", [Ops, Functions])

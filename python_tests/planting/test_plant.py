@@ -250,6 +250,12 @@ MOTHER = pns.init_population((2, 30, 30, 30, 4), n=2)
 CIRCLE = pns.tasks.get("circle").ticket(5)
 
 
+def spoiled(value: float) -> pns.Population:
+    mother = pns.init_population((2, 30, 30, 30, 4), n=2)
+    mother.biases[1][1, 3] = value
+    return mother
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -265,6 +271,8 @@ CIRCLE = pns.tasks.get("circle").ticket(5)
         ({"ticket": [np.ones((1, 1))]}, TypeError, r"ticket\[0\]: expected a \(weight, bias\) pair"),
         ({"ticket": []}, ValueError, "weights, biases"),
         ({"ticket": [(np.full((1, 1), np.inf), np.zeros(1))]}, ValueError, "finite"),
+        ({"population": spoiled(float("nan"))}, ValueError, "population: expected finite weights and biases"),
+        ({"population": spoiled(float("-inf"))}, ValueError, "population: expected finite weights and biases"),
     ],
 )
 def test_wrong_calls(arguments, error, message):

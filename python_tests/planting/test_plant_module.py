@@ -272,6 +272,15 @@ def test_a_layer_of_two_names_is_left_as_it_is_by_a_ticket():
     assert torch.equal(planted.module(x), output)
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_networks_inside_what_torch_wraps_around_them(wrap):
+    target, mother, x = sparse(plain(4), 0), sparse(plain(10), 1), torch.randn(5, 2, 8, 8)
+    planted = pns.plant_module(wrap(target), wrap(mother))
+    alone = pns.plant_module(target, mother)
+    assert torch.equal(planted.ticket_forward(x), alone.ticket_forward(x))
+    assert planted.masks.keys() == alone.masks.keys()
+
+
 def test_mothers_that_cannot_be_written_to():
     target, mother = sparse(plain(4), 0), sparse(plain(10), 1)
     nn.utils.parametrizations.weight_norm(mother[0])
