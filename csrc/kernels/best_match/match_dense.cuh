@@ -8,7 +8,7 @@
 // the instruction wants them, in 32 KB of shared memory. At most 168 registers: 12 warps an SM.
 // For 128 targets of 64 parameters: 256 products of 16 x 8 x 16 for 32 candidates, 64 us for 2^20 at the 62% of the
 // tensor cores' rate that mma.sync reaches, about as long as reading them takes; measured on an H200: 126 us for both,
-// since shared memory is busy half of that time and nothing else less than a third. There match_warpgroup.cuh takes
+// with shared memory's data pipe busy 54% of the time, tensor cores and memory 43%. There match_warpgroup.cuh takes
 // candidates in float; this takes those in double, and all on other architectures.
 //
 // Rounding, with u = 2^-11 for half precision. A row is scaled so that its largest |m| lies in [64, 128): nothing
