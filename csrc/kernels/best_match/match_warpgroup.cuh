@@ -4,9 +4,9 @@
 // products of 32 candidates run while the results of those before are looked at.
 //
 // 128 registers and 68 KB of shared memory: two blocks an SM. For 128 targets of 64 parameters and 2^20 candidates on an
-// H200, 97.6 us, where reading them takes 64. What takes time is shared memory, 128 bytes a cycle: of a tile 512 cycles for
-// the products, 768 for the rows in, out and in again as halves, 128 for the scores; with the targets in shared memory too
-// it was 112 us, by match_dense.cuh, which loads them for every 32 candidates, 126 us.
+// H200 97.6 us, where reading them takes 64: memory was busy 54% of the time, shared memory's data pipe 45% (of a tile 512
+// cycles for the products, 768 for the rows in, out and in again as halves, 128 for the scores), instructions 43%. With
+// the targets in shared memory too it was 112 us and that pipe busy 66%.
 #pragma once
 
 #include "kernels/best_match/match_dense.cuh"
