@@ -61,6 +61,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def command_of(arguments: list[str]) -> str:
+    """The command as it may be published: which files were written is that machine's own business."""
+    words = [str(word) for word in arguments]
+    for i, word in enumerate(words):
+        if word in ("--json", "--figure") and i + 1 < len(words):
+            words[i + 1] = "FILE"
+        elif word.startswith(("--json=", "--figure=")):
+            words[i] = word.split("=")[0] + "=FILE"
+    return " ".join(["python", "bench/run.py", *words])
+
+
 def cuda_problem() -> str:
     """Why the CUDA kernels cannot run here, or ""."""
     if not torch.cuda.is_available():
@@ -168,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     ceilings = measure_ceilings(options.device, options.threads, options.quick)
     print_head(console, machine)
     print_ceilings(console, ceilings)
-    command = " ".join(["python", "bench/run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_of(sys.argv[1:] if arguments is None else arguments)
 
     def save(rows: list[Row], ceilings: Ceilings) -> None:
         if options.json:

@@ -74,6 +74,7 @@ def test_quick_run_writes_valid_json_and_a_figure(kernel, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert max(map(len, run.stdout.splitlines())) <= 100
     report = json.loads(files["--json"].read_text())
+    assert report["command"].endswith(f"--kernel {kernel} --json FILE --figure FILE")
     assert report["machine"]["threads"] >= 1
     assert {"cpu", "cores", "simd", "torch", "date"} <= report["machine"].keys()
     assert {row["kernel"] for row in report["rows"]} == {kernel}

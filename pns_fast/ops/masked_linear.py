@@ -240,7 +240,8 @@ class _SparseOnCuda(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, mask = ctx.saved_tensors
         wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not _masked_cuda.may_launch(grad):
+        # A hook on saved tensors may have brought others than were checked.
+        if torch.is_grad_enabled() or not _masked_cuda.may_launch(grad, x, weight, mask):
             wanted = (wants_x, wants_weight, wants_bias)
             grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
             return grad_x, grad_weight, None, grad_bias, None

@@ -89,10 +89,11 @@ __device__ DenseTargets<kSteps> load_group(const uint4* group) {
   return targets;
 }
 
-// The warp's 16 rows of a tile in shared memory, to registers. Odd rows change places of 16 parameters with their
-// neighbours' (see place_of): two rows of 64 parameters would lie in the same banks.
+// Which 16 parameters of its row a lane takes as its s-th: odd rows another than even ones, since two rows of 64 parameters
+// lie in the same banks.
 __device__ inline int place_of(int s) { return s ^ (threadIdx.x / 4 & 1); }
 
+// The warp's 16 rows of a tile in shared memory, to registers.
 template <int kSteps>
 __device__ __forceinline__ void read_rows(const DenseRows<float>& rows, const float* tile, int64_t first,
                                           float (&v)[kOwnColumns][4 * kSteps]) {
