@@ -56,15 +56,21 @@ PNS_HOST_DEVICE inline Shuffle make_shuffle(uint32_t n, uint64_t seed, uint32_t 
   return s;
 }
 
+// What round r adds to the left half. Word: uint32_t, or a vector of them.
+template <typename Word>
+PNS_HOST_DEVICE inline Word feistel_round(const Shuffle& s, int r, Word right) {
+  Word v = (right ^ s.key[r]) * 0x9E3779B1u;
+  v ^= v >> 15;
+  v *= 0x85EBCA77u;
+  v ^= v >> 13;
+  return v & s.low_mask;
+}
+
 // One pass of the network: a permutation of [0, 4^half_bits).
 PNS_HOST_DEVICE inline uint32_t feistel(const Shuffle& s, uint32_t i) {
   uint32_t left = i >> s.half_bits, right = i & s.low_mask;
   for (int r = 0; r < kShuffleRounds; ++r) {
-    uint32_t v = (right ^ s.key[r]) * 0x9E3779B1u;
-    v ^= v >> 15;
-    v *= 0x85EBCA77u;
-    v ^= v >> 13;
-    const uint32_t next = left ^ (v & s.low_mask);
+    const uint32_t next = left ^ feistel_round(s, r, right);
     left = right;
     right = next;
   }

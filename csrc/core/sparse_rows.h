@@ -1,4 +1,4 @@
-// Compressed rows (CSR) and the one product every sparse path is made of.
+// The sum over a compressed row (CSR) that every sparse path is made of.
 //
 // Activations are feature-major, [feature][batch], batch innermost: one kept weight then feeds whole vectors of
 // the batch, whatever the pattern. Per entry and V vectors: 1 broadcast, V loads, V FMAs.
@@ -11,16 +11,6 @@
 #include "core/vec.h"
 
 namespace pns {
-
-template <typename T>
-struct SparseRows {
-  int64_t n_rows;
-  const int64_t* begin;   // [n_rows + 1]
-  const int32_t* column;  // [begin[n_rows]]; or already where the column begins in x, with a stride of 1
-  const T* value;         // [entries]; with `entry`, value[entry[k]] is the k-th
-  const int32_t* entry;   // null, or the position of each value: rows of a transpose share the values
-};
-
 namespace {
 
 // p[0] and p[1]. Of places in 32 bits by one load: loads are what bounds the sums.
@@ -61,13 +51,6 @@ template <int V, bool kHasEntry, typename Vector, typename T, typename Column, t
   }
   if (last < end) add(kHasEntry ? entry[last] : last, column[last], acc);
   for (int v = 0; v < V; ++v) acc[v] = acc[v] + second[v];
-}
-
-// acc[v] = sparse_sum of row r.
-template <int V, bool kHasEntry, typename Vector, typename T>
-[[gnu::always_inline]] inline void sparse_row_product(const SparseRows<T>& a, int64_t r, const T* x, int64_t stride, Vector* acc) {
-  for (int v = 0; v < V; ++v) acc[v] = Vector::zero();
-  sparse_sum<V, kHasEntry>(a.column, a.value, a.entry, a.begin[r], a.begin[r + 1], x, stride, acc);
 }
 
 }  // namespace

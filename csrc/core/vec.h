@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX2__)
@@ -48,7 +49,16 @@ struct Vec {
 
 // a * b + c; contracted to one FMA under the files' flags.
 template <typename V> V fma(V a, V b, V c) { return V{a.v * b.v + c.v}; }
-template <typename V> V max(V a, V b) { return V{a.v > b.v ? a.v : b.v}; }
+// a > b ? a : b: b where one of them is NaN. One instruction, which GCC does not make of the comparison.
+template <typename V> V max(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return V{(typename V::Lanes)_mm512_maskz_max_ps(0xFFFF, (__m512)a.v, (__m512)b.v)};
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return V{(typename V::Lanes)_mm256_max_ps((__m256)a.v, (__m256)b.v)};
+#endif
+  return V{a.v > b.v ? a.v : b.v};
+}
 template <typename V> V select(typename V::IntLanes condition, V yes, V no) {
   return V{condition ? yes.v : no.v};
 }
@@ -102,6 +112,23 @@ template <typename V> typename V::IntLanes lanes_of_bits(uint32_t bits) {
   typename V::IntLanes bit;
   for (int j = 0; j < V::kLanes; ++j) bit[j] = typename V::Int{1} << j;
   return ((typename V::IntLanes{} + static_cast<typename V::Int>(bits)) & bit) != 0;
+}
+
+// The 32-bit lanes whose bit is set next to each other at p, which has room for all of them; returns how many they are.
+template <int W, typename Lanes> int store_where(uint32_t bits, const Lanes& lanes, uint32_t* p) {
+  static_assert(sizeof(lanes) == W * sizeof(*p));
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)lanes));
+    return __builtin_popcount(bits);
+  }
+#endif
+  int n = 0;
+  for (int j = 0; j < W; ++j) {
+    p[n] = lanes[j];
+    n += bits >> j & 1;
+  }
+  return n;
 }
 
 // Blocks of kBlock lanes of a and b, each one's neighbouring units of kUnit lanes added: a's sums, then b's.

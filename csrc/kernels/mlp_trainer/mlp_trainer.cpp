@@ -31,7 +31,7 @@ struct PlainStep {
             y += layer.weight[layer.row_entry[k]] * x[layer.row_column[k] + b];
           }
           if (l + 1 < net.layers.size() && y <= 0) y = 0;
-          layer.output[layer.live[r] * stride + b] = y;
+          layer.output[layer.place[r] + b] = y;
         }
       }
     }
@@ -87,7 +87,7 @@ struct PlainStep {
       }
       for (int64_t r = 0; r < layer.n_live; ++r) {
         float g = 0;
-        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.live[r] * stride + b];
+        for (int64_t b = 0; b < n_batch; ++b) g += layer.delta[layer.place[r] + b];
         g *= layer.bias_factor[r];
         if (layer.is_edge_popup && layer.bias_score[r] < 0) g = -g;
         update(rule, layer.bias_trained().value + r, &layer.bias_state[2 * r], g);

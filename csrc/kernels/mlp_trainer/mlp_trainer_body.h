@@ -6,6 +6,7 @@
 
 #include "core/sparse_rows.h"
 #include "core/vec.h"
+#include "kernels/mlp_trainer/batch_order_body.h"
 #include "kernels/mlp_trainer/dense_layer_body.h"
 #include "kernels/mlp_trainer/network.h"
 #include "kernels/mlp_trainer/selection_body.h"
@@ -49,15 +50,10 @@ struct MlpStep {
     });
   }
 
-  // What a layer's sums become.
+  // What a layer's sums become. A NaN stays one, so that a network that diverged shows it.
   template <int V, bool kIsLast>
-  [[gnu::always_inline]] static void put_out(const Vector* sum, float bias, float* y) {
-    const Vector b = Vector::broadcast(bias);
-    for (int v = 0; v < V; ++v) {
-      const Vector z = sum[v] + b;
-      // A NaN stays one, so that a network that diverged shows it.
-      (kIsLast ? z : select(z < Vector::zero(), Vector::zero(), z)).store(y + v * W);
-    }
+  [[gnu::always_inline]] static void put_out(const Vector* sum, float* y) {
+    for (int v = 0; v < V; ++v) (kIsLast ? sum[v] : max(Vector::zero(), sum[v])).store(y + v * W);
   }
 
   template <int V, bool kIsLast>
@@ -67,30 +63,53 @@ struct MlpStep {
     const float *x = net.layer_input(l) + at, *bias = layer.bias.data(), *weight = layer.weight.data();
     float* y = layer.output.data() + at;
     // All neurons are live in a full layer.
-    const auto finish = [=](int64_t k, const Vector* sum) { put_out<V, kIsLast>(sum, bias[k], y + k * stride); };
+    const auto finish = [=](int64_t k, Vector* sum) {
+      for (int v = 0; v < V; ++v) sum[v] = sum[v] + Vector::broadcast(bias[k]);
+      put_out<V, kIsLast>(sum, y + k * stride);
+    };
     if (layer.is_dense) {
       const int64_t n = std::min(layer.row_stride, layer.n_in);
       const DenseMatrix<float> rows{weight, layer.row_stride, 1, n};
       const DenseMatrix<float> tails{weight + layer.tail_at(), Layer::kTail, 1, layer.n_in - n};
       dense_product<W, V>(begin, end, x, stride, finish, rows, tails);
-    } else if (layer.n_entries == layer.n_out * layer.n_in) {
+    } else if (layer.is_matrix()) {
       // By columns, as a compressed layer's weights lie, all of them are a matrix too.
       dense_product<W, V>(begin, end, x, stride, finish, DenseMatrix<float>{weight, 1, layer.n_out, layer.n_in});
     } else {
-      const SparseRows<float> rows{layer.n_live, layer.row_begin.data(), layer.row_column.data(), weight,
-                                   layer.row_entry.data()};
-      sparse_forward<V, kIsLast>(rows, layer.live.data(), bias, x, stride, y, share);
+      sparse_forward<V, kIsLast>(layer, bias, weight, x, y, share);
     }
   }
 
   // A function of its own, so that the compiler has the registers for what the loop over the rows reads.
   template <int V, bool kIsLast>
-  [[gnu::noinline]] static void sparse_forward(const SparseRows<float> rows, const int32_t* live, const float* bias,
-                                               const float* x, int64_t stride, float* y, Share share) {
-    for (int64_t k = share.member; k < rows.n_rows; k += share.size) {
+  [[gnu::noinline]] static void sparse_forward(const Layer& layer, const float* bias, const float* weight, const float* x,
+                                               float* y, Share share) {
+    const int32_t *place = layer.place.data(), *column = layer.row_column.data(), *entry = layer.row_entry.data();
+    const int64_t* begin = layer.row_begin.data();
+    int64_t k = share.member;
+    const auto rows_of = [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const int64_t end = layer.rows_up_to[kCount];
+      if (k >= end) return;
+      for (int64_t at = begin[k]; k < end; k += share.size, at += kCount * share.size) {
+        Vector sum[V];
+        for (int v = 0; v < V; ++v) sum[v] = Vector::broadcast(bias[k]);
+        for (int j = 0; j < kCount; ++j) {
+          const Vector w = Vector::broadcast(weight[entry[at + j]]);
+          for (int v = 0; v < V; ++v) sum[v] = fma(w, Vector::load(x + column[at + j] + v * W), sum[v]);
+        }
+        put_out<V, kIsLast>(sum, y + place[k]);
+      }
+    };
+    rows_of(std::integral_constant<int, 0>());
+    rows_of(std::integral_constant<int, 1>());
+    rows_of(std::integral_constant<int, 2>());
+    rows_of(std::integral_constant<int, 3>());
+    for (; k < layer.n_live; k += share.size) {
       Vector sum[V];
-      sparse_row_product<V, true>(rows, k, x, 1, sum);
-      put_out<V, kIsLast>(sum, bias[k], y + live[k] * stride);
+      for (int v = 0; v < V; ++v) sum[v] = Vector::broadcast(bias[k]);
+      sparse_sum<V, true>(column, weight, entry, begin[k], begin[k + 1], x, 1, sum);
+      put_out<V, kIsLast>(sum, y + place[k]);
     }
   }
 
@@ -203,10 +222,10 @@ struct MlpStep {
       sparse_update(net, l, n_batch, share, updater);
     }
     switch (n_vectors(n_batch)) {
-      case 1: return bias_update<1>(layer, net.batch_stride, 1, share, updater);
-      case 2: return bias_update<2>(layer, net.batch_stride, 2, share, updater);
-      case 4: return bias_update<4>(layer, net.batch_stride, 4, share, updater);
-      default: return bias_update<0>(layer, net.batch_stride, n_vectors(n_batch), share, updater);
+      case 1: return bias_update<1>(layer, 1, share, updater);
+      case 2: return bias_update<2>(layer, 2, share, updater);
+      case 4: return bias_update<4>(layer, 4, share, updater);
+      default: return bias_update<0>(layer, n_vectors(n_batch), share, updater);
     }
   }
 
@@ -304,14 +323,13 @@ struct MlpStep {
 
   // kVectors: those of the batch where they are known, or 0.
   template <int kVectors, typename Updater>
-  [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t stride, int64_t count, Share share,
-                                                 Updater updater) {
-    const int32_t* live = layer.live.data();
+  [[gnu::always_inline]] static void bias_update(Layer& layer, int64_t count, Share share, Updater updater) {
+    const int32_t* place = layer.place.data();
     const float* delta = layer.delta.data();
     const Trained trained = layer.bias_trained();
     for (int64_t k = share.member * W; k < layer.n_live; k += share.size * W) {
       const Vector g = horizontal_sums<Vector>([&](int j) __attribute__((always_inline)) {
-        const float* of_neuron = delta + live[k + j] * stride;
+        const float* of_neuron = delta + place[k + j];
         Vector sum = Vector::load(of_neuron);
         for (int64_t v = 1; v < (kVectors > 0 ? kVectors : count); ++v) sum = sum + Vector::load(of_neuron + v * W);
         return sum;
@@ -320,34 +338,12 @@ struct MlpStep {
       updater.apply(value, trained.state + 2 * k, trained_gradient(g, trained.factor + k, trained.is_edge_popup, value));
     }
   }
-
-  static void epoch_order(const Shuffle& shuffle, uint32_t* order) {
-    constexpr uint32_t kBlock = 2048;
-    for (uint32_t at = 0; at < shuffle.n; at += kBlock) {
-      uint32_t index[kBlock], slot[kBlock];
-      uint32_t n_walking = shuffle.n - at < kBlock ? shuffle.n - at : kBlock;
-      for (uint32_t j = 0; j < kBlock; ++j) index[j] = slot[j] = at + j;
-      // Cycle walking: those that fell outside [0, n) move to the front and go round again.
-      while (n_walking > 0) {
-        const uint32_t n = (n_walking + W - 1) / W * W;
-        for (uint32_t j = 0; j < n; ++j) index[j] = feistel(shuffle, index[j]);
-        uint32_t n_outside = 0;
-        for (uint32_t j = 0; j < n_walking; ++j) {
-          order[slot[j]] = index[j];
-          slot[n_outside] = slot[j];
-          index[n_outside] = index[j];
-          n_outside += index[j] >= shuffle.n;
-        }
-        n_walking = n_outside;
-      }
-    }
-  }
 };
 
 template <int W>
 StepFunctions step_functions() {
   using Step = MlpStep<W>;
-  return {W, Step::forward, Step::loss, Step::backward, Selection<W>::run, Step::epoch_order};
+  return {W, Step::forward, Step::loss, Step::backward, Selection<W>::run, BatchOrder<W>::run};
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ struct Liveness {
 
 // Drops the rows and entries that do not matter from the lists of kept ones.
 void drop_dead(Layer& layer, const std::vector<uint8_t>& reaches_output, const std::vector<uint8_t>& can_be_nonzero) {
-  layer.live.resize(padded(layer.n_out));
+  layer.live.resize(layer.n_out);
   layer.n_live = 0;
   int64_t to = 0, k = 0;
   for (int64_t o = 0; o < layer.n_out; ++o) {
@@ -77,8 +77,34 @@ void drop_dead(Layer& layer, const std::vector<uint8_t>& reaches_output, const s
   layer.row_begin[layer.n_live] = layer.n_entries = to;
 }
 
-// The order by columns, from that by rows, whose indices become places.
-void fill_columns(Layer& layer, int64_t batch_stride) {
+// Rows with few entries first, those of equally many behind each other: the forward pass has loops of their own for them.
+void sort_rows(Layer& layer) {
+  const std::vector<int64_t> begin(layer.row_begin.data(), layer.row_begin.data() + layer.n_live + 1);
+  const std::vector<int32_t> live(layer.live.data(), layer.live.data() + layer.n_live),
+      column(layer.row_column.data(), layer.row_column.data() + layer.n_entries);
+  std::vector<int64_t> at(layer.n_in + 2), order(layer.n_live);  // where the next row of each length goes
+  for (int64_t r = 0; r < layer.n_live; ++r) ++at[begin[r + 1] - begin[r] + 1];
+  for (int64_t c = 0; c <= layer.n_in; ++c) at[c + 1] += at[c];
+  for (size_t c = 0; c < layer.rows_up_to.size(); ++c) layer.rows_up_to[c] = at[std::min<int64_t>(c, layer.n_in) + 1];
+  for (int64_t r = 0; r < layer.n_live; ++r) order[at[begin[r + 1] - begin[r]]++] = r;
+  int64_t to = 0;
+  for (int64_t r = 0; r < layer.n_live; ++r) {
+    layer.live[r] = live[order[r]], layer.row_begin[r] = to;
+    for (int64_t k = begin[order[r]]; k < begin[order[r] + 1]; ++k) layer.row_column[to++] = column[k];
+  }
+}
+
+// Live neurons next to each other, unless a matrix or the loss is to find all of them in their own order.
+void fill_places(Layer& layer, bool keeps_order, int64_t batch_stride) {
+  layer.place.assign_zero(padded(layer.n_live));
+  for (int64_t r = 0; r < padded(layer.n_live); ++r) {
+    const int64_t last = std::min(r, layer.n_live - 1);
+    layer.place[r] = static_cast<int32_t>((keeps_order ? layer.live[last] : last) * batch_stride);
+  }
+}
+
+// The order by columns, from that by rows, whose indices become places: those of the inputs are given.
+void fill_columns(Layer& layer, const std::vector<int32_t>& input_place) {
   const int64_t n = layer.n_entries, n_stored = padded(n);
   layer.row.assign_zero(n_stored), layer.column.assign_zero(n_stored + 1);
   layer.flat.resize(n), layer.row_entry.resize(n);
@@ -90,8 +116,8 @@ void fill_columns(Layer& layer, int64_t batch_stride) {
     const int64_t o = layer.live[r];
     for (int64_t k = layer.row_begin[r]; k < layer.row_begin[r + 1]; ++k) {
       const int64_t i = layer.row_column[k], to = at[i]++;
-      layer.row[to] = static_cast<int32_t>(o * batch_stride);
-      layer.column[to] = layer.row_column[k] = static_cast<int32_t>(i * batch_stride);
+      layer.row[to] = layer.place[r];
+      layer.column[to] = layer.row_column[k] = input_place[i];
       layer.flat[to] = static_cast<int32_t>(o * layer.n_in + i);
       layer.row_entry[k] = static_cast<int32_t>(to);
     }
@@ -204,14 +230,22 @@ void Network::load(const MlpTrainerParams& p, int64_t i, int lanes) {
       layer.n_live = layer.n_out;
       for (int64_t o = 0; o < layer.n_out; ++o) layer.live[o] = static_cast<int32_t>(o);
     } else {
-      fill_columns(layer, batch_stride);
+      sort_rows(layer);
     }
     most_stored = std::max(most_stored, layer.is_dense ? 0 : layer.n_stored());
     n_multiplied += layer.is_dense ? layer.n_stored() : layer.n_entries;
-    const int32_t last = layer.n_live > 0 ? layer.live[layer.n_live - 1] : 0;
-    std::fill(layer.live.data() + layer.n_live, layer.live.data() + padded(layer.n_live), last);
-    fill_values(layer, parameters, mask, scores);
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
+  }
+  std::vector<int32_t> input_place(n_inputs);
+  for (int64_t f = 0; f < n_inputs; ++f) input_place[f] = static_cast<int32_t>(f * batch_stride);
+  for (int64_t l = 0; l < p.n_layers; ++l) {
+    Layer& layer = layers[l];
+    const bool keeps_order = layer.is_matrix() || l + 1 == p.n_layers || layers[l + 1].is_matrix();
+    fill_places(layer, keeps_order, batch_stride);
+    if (!layer.is_dense) fill_columns(layer, input_place);
+    fill_values(layer, parameters, mask, scores);
+    input_place.assign(layer.n_out, 0);
+    for (int64_t r = 0; r < layer.n_live; ++r) input_place[layer.live[r]] = layer.place[r];
   }
   score_parts.clear();
   for (Layer& layer : layers) {

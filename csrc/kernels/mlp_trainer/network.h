@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -44,18 +45,20 @@ struct Layer {
   int64_t weight_at = 0, bias_at = 0;  // in the flat layout
   bool is_dense = false;
 
-  // The neurons that can matter, ascending; the others are never computed and their output stays 0. All are live in
-  // a dense layer. row_begin, bias and the bias's companions are in the order of this list.
+  // The neurons that can matter; the others are never computed and their output stays 0. All are live in a matrix, and
+  // ascending; else those with few entries come first. row_begin, bias and the bias's companions are in this order.
   int64_t n_live = 0;
-  AlignedBuffer<int32_t> live;                    // [padded(n_live)], padded with the last one
+  AlignedBuffer<int32_t> live;   // [n_live]
+  AlignedBuffer<int32_t> place;  // [padded(n_live)], where in output and delta its row begins; padded with the last one
 
   // Compressed: kept weights by columns, as the gradients go through them, and in row order which ones a row has. row
-  // and column say where the neuron's activations begin: index * batch_stride.
+  // and column are places.
   int64_t n_entries = 0;
   AlignedBuffer<int32_t> row, column;            // [padded entries], [padded entries + 1]
   AlignedBuffer<uint8_t> column_ends;            // bit k % 8 of byte k / 8: entry k is the last of its column
   AlignedBuffer<int32_t> flat;                   // [entries], positions among the layer's weights in the flat layout
   AlignedBuffer<int64_t> row_begin;              // [n_live + 1]
+  std::array<int64_t, 4> rows_up_to;             // [c]: that many rows have at most c entries; they come first
   AlignedBuffer<int32_t> row_entry, row_column;  // [entries], in row order
   // Dense: rows of row_stride. What n_in is more than row_stride, up to kTail columns, lies behind all rows, [n_out][kTail]:
   // padded to a vector like the rest, the 4 last columns of 100 would cost as much as 16 do.
@@ -77,6 +80,8 @@ struct Layer {
 
   AlignedBuffer<float> output, delta;  // [n_out][batch_stride]
 
+  // Whether products go through it as a matrix: then the neurons on both sides lie in their own order.
+  bool is_matrix() const { return is_dense || n_entries == n_out * n_in; }
   int64_t n_stored() const {
     return is_dense ? tail_at() + (has_tail() ? padded(n_out * kTail) : 0) : padded(n_entries);
   }
