@@ -99,6 +99,37 @@ def test_long_scores_however_they_lie(simd_level, set_threads):
             assert np.array_equal(ops.topk_mask(scores, k).numpy(), first(order, k)), (name, k)
 
 
+KEPT_OF_MANY = 3_000_000
+
+
+@functools.cache
+def many_scores(tied: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """2^25 scores, all different, or some more, each tied with thousands; and the mask of the largest."""
+    if not tied:
+        rank = torch.arange(2**25).mul_(2_654_435_761).remainder_(2**25)
+        return (rank + 2**29).int().view(torch.float32), rank >= 2**25 - KEPT_OF_MANY
+    scores = torch.randint(-(2**12), 2**12, (2**25 + 99,), generator=torch.Generator().manual_seed(0))
+    n_from = torch.bincount(scores + 2**12).flip(0).cumsum(0)
+    threshold = 2**12 - 1 - int((n_from < KEPT_OF_MANY).sum())
+    mask = scores > threshold
+    mask[torch.nonzero(scores == threshold).flatten()[: KEPT_OF_MANY - int(mask.sum())]] = True
+    return scores.float(), mask
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_masks_that_no_cache_holds(simd_level, set_threads, tied):
+    """From 2^25 scores on masks are stored past the caches, unless they begin at an odd place."""
+    set_threads(2)
+    scores, expected = many_scores(tied)
+    for offset, hint in ((0, None), (0, scores[expected].min()), (3, None)):
+        memory = torch.full((len(scores) + 64,), True)
+        out = memory[offset : offset + len(scores)]
+        ops.topk_mask(scores, KEPT_OF_MANY, out=out, hint=hint)
+        assert torch.equal(out, expected)
+        assert bool(memory[:offset].all())
+        assert bool(memory[offset + len(scores) :].all())
+
+
 def test_twin_is_the_first_of_a_stable_sort():
     for name, scores in patterns(257, torch.float32).items():
         for k in counts(257):

@@ -17,7 +17,7 @@ namespace {
 
 template <typename T>
 BracketCounts split_baseline(const T* scores, int64_t n, Key<T> lo, Key<T> hi, bool counts_ties, uint8_t* mask,
-                             T* inside, uint32_t* position) {
+                             bool /*past_caches*/, T* inside, uint32_t* position) {
   BracketCounts c{};
   for (int64_t i = 0; i < n; ++i) {
     const Key<T> key = score_key(scores[i]);

@@ -70,9 +70,10 @@ template <typename T>
 struct TopkLoops {
   using K = Key<T>;
   // Writes mask[i] = scores[i] >= hi (unless mask is null), and score and position of what lies inside, in order, to
-  // lists with room for n + kListSlack. Counting what ties with a bound takes a quarter of the time.
-  BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, bool counts_ties, uint8_t* mask, T* inside,
-                         uint32_t* position);
+  // lists with room for n + kListSlack. Counting what ties with a bound takes a quarter of the time. past_caches: the mask
+  // is stored so, if it lies at a multiple of 64 bytes.
+  BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, bool counts_ties, uint8_t* mask, bool past_caches,
+                         T* inside, uint32_t* position);
   // mask[i] = scores[i] > threshold, or >= with or_equal.
   void (*write)(const T* scores, int64_t n, K threshold, bool or_equal, uint8_t* mask);
   // Keys of n scores; false: one is NaN.
