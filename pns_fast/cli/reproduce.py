@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..sweeps.paper import FIGURES
 from . import reproduce_images
-from .options import COMMON, UsageError
+from .options import COMMON, UsageError, check_seeds
 from .running import (
     add_run_options,
     count_cells,
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if reproduce_images.is_asked(args):
         return reproduce_images.run(args)
     names = _names(args.figures)
-    if args.seeds is not None and args.seeds < 1:
-        raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
+    if args.seeds is not None:
+        check_seeds(args.seeds)
     out = Path(args.out or ("paper-quick" if args.quick else "paper"))
     store = args.store or str(out / f"paper{shard_suffix(args)}.db")
     if args.dry_run:

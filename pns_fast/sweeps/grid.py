@@ -138,9 +138,11 @@ def expand(
     _check_settings(settings)
     labels = _once("densities", [density_label(d) for d in densities])
     seeds, depths, widths = _once("seeds", seeds), _once("depths", depths), _once("widths", widths)
-    for name, values, least in (("seeds", seeds, 0), ("depths", depths, 3), ("widths", widths, 1)):
+    for name, values, least in (("depths", depths, 3), ("widths", widths, 1)):
         for value in values:
             _check_int(name, value, least)
+    for seed in seeds:
+        _check_int("seeds", seed, 0, most=2**63 - 1)
     tasks = _names("task", tasks, _task_names())
     pruners = _names("pruner", pruners, *_pruner_names(mode))
     cells = []
@@ -216,9 +218,11 @@ def _once(what: str, values: Sequence) -> list:
     return values
 
 
-def _check_int(name: str, value: object, least: int) -> None:
+def _check_int(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name}: expected an integer of at most {most}, got {value!r}")
 
 
 def _check_settings(settings: dict) -> None:

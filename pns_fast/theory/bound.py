@@ -152,7 +152,7 @@ def layer_widths(
     ticket = as_ticket(ticket)
     probability = _check_probability(probability)
     layers = _layers(layer_terms(ticket, eps, norm=norm), init, output, match)
-    share = probability ** (1 / len(layers))
+    share = min(probability ** (1 / len(layers)), math.nextafter(1, 0))
     return [_least_width([layer], share, n) for layer, n in zip(layers, ticket.widths[1:], strict=False)]
 
 

@@ -103,6 +103,8 @@ def simulate(
     if n < 1:
         raise ValueError(f"n: expected an int of at least 1, got {n}")
     key = rng.network_keys(seed, 1)[0]
+    if int(seed) + int(n) > 2**63:
+        raise ValueError(f"n: expected seeds below 2**63, got {n} networks from seed {seed} on")
     scheme = "uniform" if init == "uniform" else "he_scaled"
     errors = layer_errors(ticket, eps, norm=norm)
     if output == "trained":
