@@ -131,8 +131,8 @@ def _start_masks(
     model: nn.Module, masks: NamedMasks | None, include_bias: bool, ignore: Sequence[str]
 ) -> dict[str, Tensor]:
     """A mask for every parameter to prune, in the model's order."""
-    if isinstance(ignore, str):
-        raise TypeError(f"ignore: expected a sequence of patterns, got the string {ignore!r}")
+    if isinstance(ignore, str) or not isinstance(ignore, Iterable):
+        raise TypeError(f"ignore: expected a sequence of patterns, got {ignore!r}")
     parameters = prunable_parameters(model, include_bias, ignore)
     given = get_masks(model) if masks is None else {name: mask for name, (_, mask) in check_masks(model, masks).items()}
     for name, mask in given.items():

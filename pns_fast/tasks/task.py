@@ -78,6 +78,8 @@ class Task(ABC):
             raise TypeError(f"n: expected an int, got {n!r}")
         if n < 2:
             raise ValueError(f"n: expected at least 2 samples, one a split, got {n}")
+        if n >= 2**48:  # a petabyte, still far from what NumPy cannot count
+            raise ValueError(f"n: expected fewer than 2**48 samples, got {n}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
             raise TypeError(f"seed: expected an int, got {seed!r}")
         generator = rng.generator(rng.network_keys(seed, 1)[0], "data")

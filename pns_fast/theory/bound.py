@@ -7,6 +7,7 @@ may become 0 or infinite on the way.
 from __future__ import annotations
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Sequence
 
@@ -167,7 +168,7 @@ def check_room(ticket: Ticket, widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_probability(value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"probability: expected a number, got {value!r}")
     if not 0 < value < 1:
         raise ValueError(f"probability: expected a number above 0 and below 1, got {value!r}")

@@ -115,7 +115,8 @@ def simulate(
     for first in range(0, n, n_at_once):
         seeds = list(range(seed + first, seed + min(first + n_at_once, n)))
         mothers = init_population(widths, n=len(seeds), seed=seeds, scheme=scheme)
-        approximation, is_found = _search(ticket, mothers, errors, scheme, scaling)
+        with torch.device("cpu"):  # where mothers are, whatever device is the default
+            approximation, is_found = _search(ticket, mothers, errors, scheme, scaling)
         found.append(is_found)
         if is_found.any():
             outputs = approximation.select(is_found.nonzero().flatten()).forward(x)

@@ -32,7 +32,8 @@ class Curves:
     def tensors(self, epochs: int) -> tuple[Tensor, Tensor, Tensor]:
         """As float64, NaN where an epoch did not run because the training diverged."""
         wanted = ((self.train_loss, epochs), (self.test_loss, epochs + 1), (self.metric, epochs + 1))
-        return tuple(torch.tensor(values + [math.nan] * (n - len(values)), dtype=torch.float64) for values, n in wanted)
+        padded = [values + [math.nan] * (n - len(values)) for values, n in wanted]
+        return tuple(torch.tensor(values, dtype=torch.float64, device="cpu") for values in padded)
 
 
 @dataclass(frozen=True)
