@@ -47,11 +47,18 @@ class MaskedLayer:
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
+        self._keep_bool()  # Module.type casts every buffer
+        return self
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self._keep_bool()  # load_state_dict(assign=True) takes the tensors of a checkpoint, which may have been cast
+
+    def _keep_bool(self) -> None:
         for name in ("weight_mask", "bias_mask"):
             mask = self._buffers[name]
-            if mask is not None and mask.dtype != torch.bool:  # Module.type casts every buffer
+            if mask is not None and mask.dtype != torch.bool:
                 self._buffers[name] = mask.bool()
-        return self
 
     @classmethod
     def _from_plain(cls, layer: nn.Module, weight_mask: Tensor | None, bias_mask: Tensor | None):

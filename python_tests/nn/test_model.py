@@ -158,6 +158,19 @@ def test_type_casts_no_mask(dtype):
     assert torch.equal(again.eval()(x), model(x))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_that_was_cast_brings_bool_masks(assign):
+    model = masked(convolutional())
+    halves = {name: t.half() for name, t in model.state_dict().items()}
+    again = mask_model(convolutional())
+    again.load_state_dict(halves, assign=assign)
+    assert again[0].weight.dtype == (torch.float16 if assign else torch.float32)
+    for name, mask in get_masks(again).items():
+        assert mask.dtype == torch.bool
+        assert torch.equal(mask, get_masks(model)[name])
+    assert finalize(again)[4].weight[~get_masks(model)["4.weight"]].count_nonzero() == 0
+
+
 def test_shared_modules_and_parameters_stay_shared_and_have_one_mask():
     copied = mask_model(Tied())
     assert copied.again is copied.one
