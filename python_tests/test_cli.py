@@ -230,6 +230,16 @@ def test_wrong_config(here, capsys, content, message):
             "ticket: layer 3 is wider than the mother network's, 20 neurons against 10",
         ),
         (["plant", "--out=no/p.pt"], "--out no/p.pt: there is no directory no"),
+        (["plant", "--out="], "argument --out: expected a name, got ''"),
+        (["plot", "text.db", "-o", ""], "argument -o/--figure: expected a name, got ''"),
+        (["report", "text.db", "-o", ""], "argument -o/--output: expected a name, got ''"),
+        (["theory", "--figure="], "argument --figure: expected a name, got ''"),
+        (["reproduce", "fig3", "--out="], "argument --out: expected a name, got ''"),
+        (["sweep", "merge", "text.db", "--out="], "argument -o/--out: expected a name, got ''"),
+        *(
+            (["sweep", "singleshot", f"--{option}="], f"argument --{option}: expected a name, got ''")
+            for option in ("store", "figure", "csv", "config", "scheduler")
+        ),
         (["plant", "--depth=1000000000"], "depth: expected at most 1000 neuron layers, got 1000000000"),
         (["plant", f"--width={10**30}"], "widths, n: 1 network of 2e+60 parameters need 3.725e+52 GiB of memory"),
         (["plant", "--seeds=1000000000"], "argument --seeds: expected at most 100000, got 1000000000"),

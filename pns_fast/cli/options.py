@@ -68,6 +68,13 @@ def check_seeds(n_seeds: int) -> None:
         raise UsageError(f"argument --seeds: expected at most {MOST_SEEDS}, got {n_seeds}")
 
 
+def nonempty(text: str) -> str:
+    """A name; none at all, as of a shell variable that is not set, would pass for an option that is not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got ''")
+    return text
+
+
 def device_name(text: str) -> str:
     """``--device``: auto, cpu, cuda or cuda:N. Whether it is there is looked at when torch is imported."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):

@@ -66,6 +66,8 @@ def _check_path(path: str | os.PathLike) -> Path:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
+    if path.exists() and not path.is_file():  # a device, which must not be replaced
+        raise ValueError(f"path: expected the name of a file, {path} is something else")
     # in the same folder: os.replace is atomic within one file system only
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
