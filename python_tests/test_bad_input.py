@@ -178,6 +178,7 @@ WRONG_CALLS = [
     ("device", ValueError, lambda: masks().to(1.5)),
     ("indices", TypeError, lambda: population().select(slice(1))),
     ("indices", TypeError, lambda: population().select("0")),
+    ("model", ValueError, lambda: pns.train_module(torch.nn.Linear(2, 4).requires_grad_(False), None, circle())),
     ("n", ValueError, lambda: pns.tasks.get("relu").sample(n=10**30)),
     ("epochs", ValueError, lambda: pns.train(population(), None, circle(), epochs=10**30)),
     ("batch_size", ValueError, lambda: pns.train(population(), None, circle(), batch_size=10**30)),

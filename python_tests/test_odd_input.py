@@ -35,6 +35,12 @@ def test_counts_and_seeds_of_numpy():
     assert torch.equal(a.flatten(), b.flatten())
 
 
+def test_batch_sizes_of_numpy_train_modules():
+    data = CIRCLE.sample(n=100)
+    a, b = (pns.train_module(network(), None, data, epochs=np.int64(1), batch_size=n) for n in (np.int64(32), 32))
+    assert torch.equal(a.test_loss, b.test_loss)
+
+
 def test_a_grid_of_numpy_has_the_same_keys():
     grids = [
         cells(seeds=np.arange(2), depths=np.array([3]), noises=np.array([0.5]), epochs=np.int64(1), lr=np.float64(0.5)),

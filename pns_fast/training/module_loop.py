@@ -123,9 +123,10 @@ def fit(
         progress: called as ``progress(epochs done, epochs)`` after each.
         before_epoch: called with the number of the epoch, from 0.
     """
-    check_count("epochs", epochs, 0)
-    check_count("batch_size", batch_size, 1)
+    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
     check_callback("progress", progress)
+    if epochs and not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("model: expected parameters that want gradients, found none")
     curves = Curves()
     _test(model, data, curves)
     for epoch in range(epochs):
