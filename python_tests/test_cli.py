@@ -230,6 +230,29 @@ def test_wrong_config(here, capsys, content, message):
             "ticket: layer 3 is wider than the mother network's, 20 neurons against 10",
         ),
         (["plant", "--out=no/p.pt"], "--out no/p.pt: there is no directory no"),
+        (["plant", "--out="], "argument --out: expected a name, got ''"),
+        (["plot", "text.db", "-o", ""], "argument -o/--figure: expected a name, got ''"),
+        (["report", "text.db", "-o", ""], "argument -o/--output: expected a name, got ''"),
+        (["theory", "--figure="], "argument --figure: expected a name, got ''"),
+        (["reproduce", "fig3", "--out="], "argument --out: expected a name, got ''"),
+        (["sweep", "merge", "text.db", "--out="], "argument -o/--out: expected a name, got ''"),
+        *(
+            (["sweep", "singleshot", f"--{option}="], f"argument --{option}: expected a name, got ''")
+            for option in ("store", "figure", "csv", "config", "scheduler")
+        ),
+        (["plant", "--depth=1000000000"], "depth: expected at most 1000 neuron layers, got 1000000000"),
+        (["plant", f"--width={10**30}"], "widths, n: 1 network of 2e+60 parameters need 3.725e+52 GiB of memory"),
+        (["plant", "--seeds=1000000000"], "argument --seeds: expected at most 100000, got 1000000000"),
+        (["reproduce", "fig3", f"--seeds={2**63}"], f"argument --seeds: expected at most 100000, got {2**63}"),
+        (["reproduce", "fig5", f"--seeds={2**63}"], f"argument --seeds: expected at most 100000, got {2**63}"),
+        (["theory", "--depth=1000000000"], "depth: expected at most 1000 neuron layers, got 1000000000"),
+        (["theory", "--width=10000000", "--simulate=1"], "widths, n: 1 network of 3e+14 parameters need 5.588e+06 GiB"),
+        (["theory", f"--simulate={2**63}", "--seed=1"], f"n: expected seeds below 2**63, got {2**63} networks from"),
+        (["sweep", "singleshot", f"--depth={2**31}"], f"depths: expected an integer of at most {2**31 - 1}, got"),
+        (["sweep", "singleshot", f"--epochs={10**30}"], f"epochs: expected an integer of at most {2**31 - 1}, got"),
+        (["sweep", "singleshot", "--seeds=1000000000"], "argument --seeds: expected at most 100000, got 1000000000"),
+        (["sweep", "singleshot", f"--first-seed={2**63}"], f"seeds: expected an integer of at most {2**63 - 1}, got"),
+        (["sweep", "singleshot", f"--threads={2**63}"], f"argument --threads: expected at most 4096, got {2**63}"),
     ],
 )
 def test_errors_are_one_line(here, capsys, argv, message):
@@ -237,6 +260,26 @@ def test_errors_are_one_line(here, capsys, argv, message):
     assert error_of(capsys, *argv).startswith(message)
     assert os.listdir(here) == ["text.db"]
     assert (here / "text.db").read_text() == "no database" * 10
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "there is not enough memory"),
+        (MemoryError("Unable to\nallocate 7.45 GiB"), "Unable to allocate 7.45 GiB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory."),
+    ],
+)
+def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch, error, message):
+    def evaluate(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pns_fast.sweeps.theory.evaluate", evaluate)
+    assert error_of(capsys, "theory") == message
+    error = RuntimeError("a defect")
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["theory"])
 
 
 def test_failed_cells_are_told_and_retried(here, capsys, monkeypatch):

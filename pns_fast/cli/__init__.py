@@ -29,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # not when Python ends, whose error nobody could tell in one line
-    except (ValueError, OSError) as error:
-        if os.environ.get("PNS_TRACEBACK"):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("PNS_TRACEBACK") or not _is_of_the_user(error):
             raise
         is_unread = isinstance(error, BrokenPipeError) and _stdout_is_unread()  # pns-fast info | head -1
         if not is_unread:
-            print(f"pns-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+            message = " ".join(str(error).split()) or "there is not enough memory"
+            print(f"pns-fast: error: {message}", file=sys.stderr)
         if isinstance(error, OSError):
             _discard_output()
         return 1 if is_unread else 2
@@ -50,6 +51,12 @@ def _run(argv: list[str]) -> int:
         sweep.apply_config(args)
         args = parser.parse_args(argv)
     return args.run(args)
+
+
+def _is_of_the_user(error: Exception) -> bool:
+    """Whether one line says all: not of a RuntimeError, unless it is torch's word for a MemoryError."""
+    is_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return is_memory or not isinstance(error, RuntimeError)
 
 
 def _stdout_is_unread() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..sweeps.grid import Cell, density_label
 
 SHOWN = ("performance", "recovery", "layers")  # figures of one store
+MOST_SEEDS, MOST_THREADS = 100_000, 4096
 
 
 class UsageError(ValueError):
@@ -55,9 +56,23 @@ def comma_list(kind: Callable[[str], object]) -> Callable[[str], tuple]:
 
 def seeds(args: argparse.Namespace) -> range:
     """``--first-seed`` and the ``--seeds`` - 1 that follow."""
-    if args.seeds < 1:
-        raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
+    check_seeds(args.seeds)
     return range(args.first_seed, args.first_seed + args.seeds)
+
+
+def check_seeds(n_seeds: int) -> None:
+    """``--seeds``; a sweep holds its cells in memory."""
+    if n_seeds < 1:
+        raise UsageError(f"argument --seeds: expected at least 1, got {n_seeds}")
+    if n_seeds > MOST_SEEDS:
+        raise UsageError(f"argument --seeds: expected at most {MOST_SEEDS}, got {n_seeds}")
+
+
+def nonempty(text: str) -> str:
+    """A name; none at all, as of a shell variable that is not set, would pass for an option that is not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got ''")
+    return text
 
 
 def device_name(text: str) -> str:
@@ -86,6 +101,8 @@ def set_threads(n_threads: int | None) -> None:
     if n_threads is not None:
         if n_threads < 1:
             raise UsageError(f"argument --threads: expected at least 1, got {n_threads}")
+        if n_threads > MOST_THREADS:
+            raise UsageError(f"argument --threads: expected at most {MOST_THREADS}, got {n_threads}")
         import torch
 
         torch.set_num_threads(n_threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import COMMON, UsageError, add_device, seeds
+from .options import COMMON, UsageError, add_device, nonempty, seeds
 
 
 def add(commands) -> None:
@@ -18,7 +18,7 @@ def add(commands) -> None:
     parser.add_argument("--scheme", default="he_scaled", help="initial parameters: he_scaled or uniform")
     parser.add_argument("--assignment", default="greedy", help="greedy or optimal")
     add_device(parser)
-    parser.add_argument("--out", metavar="FILE", help="save networks and masks with torch.save")
+    parser.add_argument("--out", metavar="FILE", type=nonempty, help="save networks and masks with torch.save")
     parser.set_defaults(run=run)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from .options import COMMON, SHOWN, UsageError, add_where, check_outputs, stored, write_outputs
+from .options import COMMON, SHOWN, UsageError, add_where, check_outputs, nonempty, stored, write_outputs
 
 
 def add(commands) -> None:
     parser = commands.add_parser("plot", help="draw the figure of a store", **COMMON)
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("-o", "--figure", metavar="FIG", required=True, help=".png, .pdf or .svg")
+    parser.add_argument("-o", "--figure", metavar="FIG", type=nonempty, required=True, help=".png, .pdf or .svg")
     parser.add_argument(
         "--show",
         choices=SHOWN,
         default=SHOWN[0],
         help="performance, recovery of the planted parameters, or what is kept and recovered by layer",
     )
-    parser.add_argument("--csv", metavar="FILE", help="also write the networks drawn, one a row")
+    parser.add_argument("--csv", metavar="FILE", type=nonempty, help="also write the networks drawn, one a row")
     add_where(parser)
     parser.add_argument("--quiet", action="store_true", help="no tables")
     parser.set_defaults(run=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import COMMON, UsageError, add_where, stored
+from .options import COMMON, UsageError, add_where, nonempty, stored
 
 
 def add(commands) -> None:
@@ -13,7 +13,8 @@ def add(commands) -> None:
         "report", help="a store as one HTML page: figures, numbers, failures, commands", **COMMON
     )
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help=".html; needs no other file to be read")
+    text = ".html; needs no other file to be read"
+    parser.add_argument("-o", "--output", metavar="FILE", type=nonempty, required=True, help=text)
     add_where(parser)
     parser.add_argument("--title", metavar="TEXT", help="of the page; the store's file name if not given")
     parser.add_argument("--quiet", action="store_true", help="print nothing")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..sweeps.paper import FIGURES
 from . import reproduce_images
-from .options import COMMON, UsageError
+from .options import COMMON, UsageError, check_seeds, nonempty
 from .running import (
     add_run_options,
     count_cells,
@@ -35,8 +35,9 @@ def add(commands) -> None:
         "reproduce", help="the paper's figures: run, resume, draw", description=_ABOUT, **COMMON
     )
     parser.add_argument("figures", metavar="FIGURE", nargs="+", help=f"{', '.join(FIGURES)} or all; or fig5")
-    parser.add_argument("--out", metavar="DIR", help="for figures, CSV files and the store; paper if not given")
-    parser.add_argument("--store", metavar="FILE", help="SQLite; paper.db in --out if not given")
+    text = "for figures, CSV files and the store; paper if not given"
+    parser.add_argument("--out", metavar="DIR", type=nonempty, help=text)
+    parser.add_argument("--store", metavar="FILE", type=nonempty, help="SQLite; paper.db in --out if not given")
     parser.add_argument("--quick", action="store_true", help="a small version in seconds, by default in paper-quick")
     parser.add_argument("--seeds", metavar="N", type=int, help="networks a point; the paper's number if not given")
     add_run_options(parser)
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if reproduce_images.is_asked(args):
         return reproduce_images.run(args)
     names = _names(args.figures)
-    if args.seeds is not None and args.seeds < 1:
-        raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
+    if args.seeds is not None:
+        check_seeds(args.seeds)
     out = Path(args.out or ("paper-quick" if args.quick else "paper"))
     store = args.store or str(out / f"paper{shard_suffix(args)}.db")
     if args.dry_run:

@@ -20,7 +20,7 @@ from ..sweeps.image_cells import (
     Settings,
     image_cells,
 )
-from .options import UsageError, set_threads
+from .options import UsageError, check_seeds, set_threads
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     (SGD, lr 0.1, cosine); batches of 32. Of mnist5k: 1 seed; 5 rounds of 1, then 5; 6; 32. Of a data set from a
     folder: 3 seeds; 10 rounds of 5, then 30; 30; 128.
     """
-    if args.seeds is not None and args.seeds < 1:
-        raise UsageError(f"argument --seeds: expected at least 1, got {args.seeds}")
+    if args.seeds is not None:
+        check_seeds(args.seeds)
     name, model = args.data or _DATA, args.model or _MODEL
     set_threads(THREADS.get(name) if args.threads is None else args.threads)
     from ..networks import least_side

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import UsageError, add_device, set_threads, shard_of
+from .options import UsageError, add_device, nonempty, set_threads, shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,9 @@ def add_run_options(group) -> None:
         "--chunk", metavar="N", type=int, help="most networks in one native call; the mode's default if not given"
     )
     group.add_argument("--workers", metavar="N", type=int, help="compute in N processes of one thread each")
-    group.add_argument("--scheduler", metavar="ADDRESS", help="compute on the Dask cluster there, tcp://host:port")
+    group.add_argument(
+        "--scheduler", metavar="ADDRESS", type=nonempty, help="compute on the Dask cluster there, tcp://host:port"
+    )
     group.add_argument(
         "--shard", metavar="K/N", type=shard_of, help="only part K of N, from 1/N to N/N; see `sweep merge`"
     )

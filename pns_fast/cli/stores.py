@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from datetime import datetime
 
-from .options import COMMON
+from .options import COMMON, nonempty
 
 
 def add(modes) -> None:
@@ -16,7 +16,8 @@ def add(modes) -> None:
         "merge", help=about, description=f"{about}. Finished cells win over failed ones.", **COMMON
     )
     parser.add_argument("stores", metavar="STORE", nargs="+", help="only read")
-    parser.add_argument("-o", "--out", metavar="FILE", required=True, help="the store to add to; made if missing")
+    text = "the store to add to; made if missing"
+    parser.add_argument("-o", "--out", metavar="FILE", type=nonempty, required=True, help=text)
     parser.set_defaults(run=run_merge)
 
     about = "count the cells of a store and list the runs that wrote to it; a running sweep is not disturbed"

@@ -8,7 +8,7 @@ import time
 from ..sweeps.config import read_options, write_options
 from ..sweeps.grid import DEFAULTS, MODES, density_label
 from . import stores
-from .options import COMMON, UsageError, check_outputs, comma_list, seeds, write_outputs
+from .options import COMMON, UsageError, check_outputs, comma_list, nonempty, seeds, write_outputs
 from .running import (
     add_run_options,
     count_cells,
@@ -79,10 +79,10 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
 
     outputs = parser.add_argument_group("where to, and how")
     text = f"SQLite; what it holds is skipped; pns-{mode}.db if not given"
-    outputs.add_argument("--store", metavar="FILE", help=text)
-    outputs.add_argument("--figure", metavar="FIG", help=".png, .pdf or .svg")
-    outputs.add_argument("--csv", metavar="FILE", help="one row a network")
-    outputs.add_argument("--config", metavar="TOML", help="take options from a file; flags win over it")
+    outputs.add_argument("--store", metavar="FILE", type=nonempty, help=text)
+    outputs.add_argument("--figure", metavar="FIG", type=nonempty, help=".png, .pdf or .svg")
+    outputs.add_argument("--csv", metavar="FILE", type=nonempty, help="one row a network")
+    outputs.add_argument("--config", metavar="TOML", type=nonempty, help="take options from a file; flags win over it")
     outputs.add_argument("--print-config", action="store_true", help="print the options as TOML and stop")
     add_run_options(outputs)
     parser.set_defaults(run=run, mode=mode, parser=parser)

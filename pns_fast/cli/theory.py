@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import COMMON, UsageError, check_outputs, comma_list
+from .options import COMMON, UsageError, check_outputs, comma_list, nonempty
 
 _ABOUT = (
     "Lemma 1 and Theorem 2 for a task's ticket: how far the parameters of each layer may be off, the lower bound on "
@@ -27,7 +27,7 @@ def add(commands) -> None:
     parser.add_argument("--output", default="matched", help="of the last layer: matched, or trained and not searched")
     parser.add_argument("--simulate", metavar="N", type=int, help="search N random networks of each width")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the first of them")
-    parser.add_argument("--figure", metavar="FIG", help="bound against width: .png, .pdf or .svg")
+    parser.add_argument("--figure", metavar="FIG", type=nonempty, help="bound against width: .png, .pdf or .svg")
     parser.set_defaults(run=run)
 
 

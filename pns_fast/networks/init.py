@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from .population import Population
 from .stack import check_widths
 
 SCHEMES = ("he_scaled", "uniform")
+_BYTES_A_PARAMETER = 20  # float64 twice and float32 at once, where networks are stacked
 
 
 def init_population(
@@ -37,6 +39,7 @@ def init_population(
     Raises:
         TypeError: widths, n or seed are no ints.
         ValueError: an unknown scheme, widths or n too small, or not one seed a network.
+        MemoryError: networks that this machine has no memory for.
 
     Source: Fischer & Burkholz 2022, Theorem 2 (uniform); He et al. 2015, biases of Fischer et al. 2021.
 
@@ -50,9 +53,22 @@ def init_population(
         raise ValueError(f"n: expected at least 1 network, got {n}")
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+    _check_memory(widths, n)
     networks = [_draw(rng.generator(key, "init"), widths, scheme) for key in rng.network_keys(seed, n)]
     flat = torch.from_numpy(np.stack(networks).astype(np.float32))
     return Population.from_flat(flat, widths)
+
+
+def _check_memory(widths: tuple[int, ...], n: int) -> None:
+    """An error before the first byte, where the system would promise the memory and end the process later."""
+    n_parameters = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
+    needed = _BYTES_A_PARAMETER * n_parameters * n
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise MemoryError(
+            f"widths, n: {n} network{'s' * (n > 1)} of {n_parameters:.4g} parameters need {needed / 2**30:.4g} GiB of "
+            f"memory to draw, this machine has {there / 2**30:.4g}"
+        )
 
 
 def _draw(generator: np.random.Generator, widths: tuple[int, ...], scheme: str) -> np.ndarray:

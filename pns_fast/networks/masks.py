@@ -34,6 +34,8 @@ class Masks(LayerStack):
     @classmethod
     def full(cls, population: LayerStack) -> Masks:
         """Masks that keep every parameter of ``population``."""
+        if not isinstance(population, LayerStack):
+            raise TypeError(f"population: expected a Population, got {type(population).__name__}")
         return cls(
             [torch.ones_like(w, dtype=torch.bool) for w in population.weights],
             [torch.ones_like(b, dtype=torch.bool) for b in population.biases],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ class Population(LayerStack):
 
     def module(self, i: int) -> nn.Sequential:
         """Network ``i`` as a plain ``nn.Sequential(Linear, ReLU, ..., Linear)``, parameters copied."""
-        if isinstance(i, bool) or not isinstance(i, int):
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
             raise TypeError(f"i: expected an int, got {i!r}")
         if not 0 <= i < self.n:
             raise ValueError(f"i: expected 0 <= i < {self.n}, got {i}")

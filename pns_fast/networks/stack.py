@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,9 @@ class LayerStack:
     biases: list[Tensor]  # [N, n_l] per layer
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        for name, tensors in (("weights", weights), ("biases", biases)):
+            if not isinstance(tensors, Iterable):
+                raise TypeError(f"{name}: expected a tensor a layer, got {type(tensors).__name__}")
         self.weights, self.biases = list(weights), list(biases)
         self._check_layers()
 
@@ -129,7 +132,11 @@ class LayerStack:
 
     def select(self, indices: int | Sequence[int] | Tensor) -> Self:
         """The networks at ``indices`` (an int, ints, or an int64 tensor ``[M]``), copied, in that order."""
-        index = torch.as_tensor(indices)  # checked where it is: ints need no look at the device
+        try:
+            # checked where it is: ints need no look at a device
+            index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"indices: expected an int, ints or a tensor of them, got {indices!r}") from error
         if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
             raise TypeError(f"indices: expected ints, got {index.dtype}")
         index = index.reshape(-1).long()
@@ -140,6 +147,10 @@ class LayerStack:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same parameters on another device or in another dtype."""
+        try:
+            device = None if device is None else torch.device(device)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"device: expected a torch.device or the name of one, got {device!r}") from error
         return type(self)(
             [w.to(device=device, dtype=dtype) for w in self.weights],
             [b.to(device=device, dtype=dtype) for b in self.biases],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .model import NamedMasks, check_names, get_masks
 
 FORMAT, VERSION = "pns_fast masks", "1"
+_METADATA = "__metadata__"  # beside the tensors in the header of a safetensors file
 
 
 def save_masks(model_or_masks: nn.Module | NamedMasks, path: str | os.PathLike) -> None:
@@ -45,6 +46,9 @@ def save_masks(model_or_masks: nn.Module | NamedMasks, path: str | os.PathLike) 
             raise ValueError("model_or_masks: expected a model with masked layers, got one without; see mask_model")
     else:
         masks = check_names("model_or_masks", model_or_masks)
+    path = _check_path(path)
+    if _METADATA in masks:
+        raise ValueError(f"model_or_masks: {_METADATA!r} is no name for a mask, the file's metadata has it")
     for name, mask in masks.items():
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -52,10 +56,18 @@ def save_masks(model_or_masks: nn.Module | NamedMasks, path: str | os.PathLike) 
     packed = {n: np.packbits(m.detach().cpu().numpy().ravel(), bitorder="little") for n, m in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     content = safetensors.numpy.save(packed, {"format": FORMAT, "version": VERSION, "shapes": shapes})
-    _write_whole(Path(path), content)
+    _write_whole(path, content)
+
+
+def _check_path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a str or an os.PathLike, got {type(path).__name__}")
+    return Path(path)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
+    if path.exists() and not path.is_file():  # a device, which must not be replaced
+        raise ValueError(f"path: expected the name of a file, {path} is something else")
     # in the same folder: os.replace is atomic within one file system only
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -86,6 +98,9 @@ def load_masks(path: str | os.PathLike) -> dict[str, Tensor]:
         >>> load_masks("masks.safetensors")
         {'0.weight': tensor([[True, True]]), '0.bias': tensor([True])}
     """
+    path = _check_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a mask file, {path} is a directory")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -33,6 +34,31 @@ class MaskedLayer:
         self.register_buffer("weight_mask", torch.ones_like(self.weight, dtype=torch.bool))
         full = None if self.bias is None else torch.ones_like(self.bias, dtype=torch.bool)
         self.register_buffer("bias_mask", full)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        own = name.removesuffix("_orig")
+        if own != name and param is not None and param is self._parameters.get(own):
+            # the first that torch.nn.utils.prune does to a layer; a buffer of its own with a mask follows
+            raise ValueError(
+                f"{own}: expected a plain layer for torch.nn.utils.prune, which would replace {own}_mask, got a "
+                f"{type(self).__name__}; use layer.set_mask or pns_fast.nn.set_masks, or pns_fast.nn.finalize first"
+            )
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        self._keep_bool()  # Module.type casts every buffer
+        return self
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self._keep_bool()  # load_state_dict(assign=True) takes the tensors of a checkpoint, which may have been cast
+
+    def _keep_bool(self) -> None:
+        for name in ("weight_mask", "bias_mask"):
+            mask = self._buffers[name]
+            if mask is not None and mask.dtype != torch.bool:
+                self._buffers[name] = mask.bool()
 
     @classmethod
     def _from_plain(cls, layer: nn.Module, weight_mask: Tensor | None, bias_mask: Tensor | None):

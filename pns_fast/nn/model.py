@@ -107,16 +107,18 @@ def _plain_layers(model: nn.Module) -> list[nn.Module]:
     return [m for m in plain if id(m) not in hidden and not elsewhere & {id(p) for p in m.parameters()}]
 
 
-def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLayer | SupermaskLayer]]:
-    """Every masked or supermask layer with its name, each once."""
-    for name, module in unwrap(model).named_modules():
+def masked_layers(
+    model: nn.Module, remove_duplicate: bool = True
+) -> Iterator[tuple[str, MaskedLayer | SupermaskLayer]]:
+    """Every masked or supermask layer with its name, each once, or once for each of its names."""
+    for name, module in unwrap(model).named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, (MaskedLayer, SupermaskLayer)):
             yield name, module
 
 
 def _masks(model: nn.Module, kind: type = object) -> Iterator[tuple[str, Hashable, Tensor]]:
-    """Name, key and mask of every parameter of masked layers of a kind; of a shared one for each layer that has it."""
-    for prefix, layer in masked_layers(model):
+    """Name, key and mask of every parameter of masked layers of a kind; of a shared one for each of its names."""
+    for prefix, layer in masked_layers(model, remove_duplicate=False):
         for name, mask in layer.masks().items() if isinstance(layer, kind) else ():
             yield _join(prefix, name), _key(layer, name), mask
 
@@ -153,7 +155,7 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
 
     Args:
         model: with masked layers, see :func:`mask_model`.
-        masks: bool masks by parameter name.
+        masks: bool masks by parameter name, a shared parameter by any of its names.
 
     Raises:
         TypeError, ValueError: naming the mask; then nothing was changed.
@@ -180,6 +182,7 @@ def set_masks(model: nn.Module, masks: NamedMasks) -> None:
                 f"and keep_pruned(optimizer, model, masks)"
             )
         check_mask(f"masks[{name!r}]", mask, targets[name][0])
+    _check_one_mask_each(masks, targets)
     for name, mask in masks.items():
         for target in targets[name]:
             target.copy_(mask)
@@ -199,13 +202,25 @@ def check_names(argument: str, masks: NamedMasks) -> NamedMasks:
 
 
 def check_masks(model: nn.Module, masks: NamedMasks) -> dict[str, tuple[nn.Parameter, Tensor]]:
-    """Name -> (parameter, mask) of masks of any parameters of ``model``."""
-    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    """First name -> (parameter, mask) of masks of any parameters of ``model``, by any of their names."""
+    model = unwrap(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in check_names("masks", masks).items():
         if name not in parameters:
             raise ValueError(f"masks: expected names of the model's parameters, got {name!r}")
         check_mask(f"masks[{name!r}]", mask, parameters[name])
-    return {name: (parameters[name], mask) for name, mask in masks.items()}
+    _check_one_mask_each(masks, parameters)
+    first_names = {id(p): name for name, p in model.named_parameters()}
+    return {first_names[id(parameters[name])]: (parameters[name], mask) for name, mask in masks.items()}
+
+
+def _check_one_mask_each(masks: NamedMasks, owners: Mapping[str, object]) -> None:
+    """Refuses different masks for two names of one parameter; ``owners``: name -> what is the same for both."""
+    first: dict[int, str] = {}
+    for name, mask in masks.items():
+        other = first.setdefault(id(owners[name]), name)
+        if other != name and not torch.equal(mask, masks[other].to(mask.device)):
+            raise ValueError(f"masks: {other!r} and {name!r} are one parameter, expected equal masks, got two")
 
 
 def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:

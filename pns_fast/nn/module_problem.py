@@ -37,6 +37,8 @@ class ModuleProblem(ScoringProblem):
         loss_fn: Callable[..., Tensor] | None,
         key: tuple[int, int],
     ) -> None:
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"loss_fn: expected a function of output and target, got {loss_fn!r}")
         self._own = _own_tensors(model)
         masked = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
         self._masked = {f"{path}.{leaf}".lstrip(".") for path, layer in masked for leaf in layer.masks()}

@@ -13,7 +13,7 @@ from ..pruners import SCOPES, allocate, registry, round_density
 from ..pruners.checks import check_choice, check_count, check_density
 from ..pruners.prune import SCHEDULES
 from .masked_layer import check_mask
-from .model import NamedMasks, check_names, get_masks, unwrap
+from .model import NamedMasks, check_masks, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
 
 
@@ -131,10 +131,10 @@ def _start_masks(
     model: nn.Module, masks: NamedMasks | None, include_bias: bool, ignore: Sequence[str]
 ) -> dict[str, Tensor]:
     """A mask for every parameter to prune, in the model's order."""
-    if isinstance(ignore, str):
-        raise TypeError(f"ignore: expected a sequence of patterns, got the string {ignore!r}")
+    if isinstance(ignore, str) or not isinstance(ignore, Iterable):
+        raise TypeError(f"ignore: expected a sequence of patterns, got {ignore!r}")
     parameters = prunable_parameters(model, include_bias, ignore)
-    given = get_masks(model) if masks is None else check_names("masks", masks)
+    given = get_masks(model) if masks is None else {name: mask for name, (_, mask) in check_masks(model, masks).items()}
     for name, mask in given.items():
         if masks is not None and name not in parameters:
             raise ValueError(f"masks: expected names of parameters that are pruned, got {name!r}")

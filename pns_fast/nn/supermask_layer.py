@@ -100,4 +100,5 @@ def check_keep(keep: float, name: str = "keep") -> float:
 def supermask(scores: Tensor, keep: float) -> Tensor:
     # not scores.abs(): its gradient at 0 is 0, and bias scores, which start there, would never move
     sign = torch.copysign(scores.new_ones(()), scores.detach() + 0.0)  # 1 at -0.0, too
-    return ops.supermask(scores * sign, keep)
+    # checked again: the attribute may be changed, and 1 would be a count
+    return ops.supermask(scores * sign, check_keep(keep))

@@ -7,6 +7,7 @@ ops run in other people's inner loops.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +41,7 @@ def check_shape(name: str, value: Tensor, expected: Sequence[int], why: str) -> 
 
 
 def check_positive(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")

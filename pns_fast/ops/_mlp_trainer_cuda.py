@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ._keep import keep_count
 from ._library import pointer
-from .topk_mask import keep_count
 
 SECONDS_OF_RANGE = 0.25  # of training between two looks at the host
 MOST_IMAGE_BYTES = 1 << 33  # networks beyond wait for the next chunk

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._keep import check_keep
 from ._library import check_tensor, is_transformed, library
-from .topk_mask import check_keep, topk_mask
+from .topk_mask import topk_mask
 
 library.define("supermask(Tensor scores, Scalar keep) -> Tensor")
 

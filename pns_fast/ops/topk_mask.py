@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _native
 from . import _memory
+from ._keep import check_keep, check_rank, keep_count
 from ._library import (
     FLOATS,
     HALVES,
@@ -40,36 +41,6 @@ _ROWS, _ARRAYS, _KTH = (
     {dtype: getattr(_native.cpu, f"{name}_{suffix}") for dtype, suffix in _SUFFIXES.items()}
     for name in ("topk_mask_rows", "topk_mask_arrays", "kth_largest")
 )
-
-
-def check_keep(keep) -> None:
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-        raise TypeError(f"keep: expected an int (count) or a float (density), got {type(keep).__name__}")
-
-
-def keep_count(keep: int | float, n: int) -> int:
-    """How many of ``n`` entries to keep: an int is the count, a float in [0, 1] the density, ``ceil(density * n)``.
-
-    Args:
-        keep: count (int) or density (float).
-        n: number of entries ranked.
-
-    Raises:
-        TypeError: ``keep`` is neither an int nor a float.
-        ValueError: a count outside [0, n], a density outside [0, 1] or NaN.
-
-    Example:
-        >>> keep_count(0.1, 20_904), keep_count(5, 10)
-        (2091, 5)
-    """
-    check_keep(keep)
-    if isinstance(keep, int):
-        if not 0 <= keep <= n:
-            raise ValueError(f"keep: a count must lie in [0, {n}], got {keep}")
-        return keep
-    if not 0.0 <= keep <= 1.0:
-        raise ValueError(f"keep: a density must lie in [0, 1], got {keep}")
-    return min(n, max(0, math.ceil(keep * n - 1e-9)))  # 1e-9: 0.1 * 30 is 3.0000000000000004
 
 
 def _check(scores: Tensor, ties: str, hint: Tensor | None) -> None:
@@ -487,8 +458,7 @@ def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -
         tensor([3.])
     """
     check_tensor("scores", scores)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected an int, got {type(k).__name__}")
+    check_rank(k)
     scores = _without_gradient(scores)
     overload = _kth_largest_cuda if _is_on_cuda_alone(scores) else _OPS.kth_largest.default
     if hint is None:

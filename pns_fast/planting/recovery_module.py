@@ -58,6 +58,8 @@ def recovery_module(masks: Mapping[str, Tensor], planted_masks: Mapping[str, Ten
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise TypeError(f"{argument}[{name!r}]: expected a bool tensor, got {got}")
+        if not given:
+            raise ValueError(f"{argument}: expected at least one mask, got none")
     if masks.keys() != planted_masks.keys():
         differing = sorted(masks.keys() ^ planted_masks.keys())
         raise ValueError(f"masks: expected masks of the planted parameters, only one side has {differing[:3]}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..ops.topk_mask import keep_count
+from ..ops._keep import keep_count
 from .checks import check_choice, check_density
 
 SCOPES = ("global", "layer", "erk")

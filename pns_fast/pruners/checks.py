@@ -36,6 +36,8 @@ def check_count(name: str, value: int, least: int) -> int:
         raise TypeError(f"{name}: expected an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{name}: expected an int below 2**63, got {value}")
     return int(value)
 
 

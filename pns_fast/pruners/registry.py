@@ -77,7 +77,7 @@ def names() -> list[str]:
 def get(name: str) -> Pruner:
     """The pruner ``name``. Raises ValueError naming the registered ones if there is none."""
     if not isinstance(name, str):
-        raise TypeError(f"name: expected a string, got {name!r}")
+        raise TypeError(f"name: expected the name of a pruner, got {name!r}")
     if name not in _PRUNERS:
         raise ValueError(f"name: expected a pruner out of {', '.join(_PRUNERS)}, got {name!r}")
     return _PRUNERS[name]

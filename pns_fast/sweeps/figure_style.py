@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .summary import Panel
+from .whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -185,9 +186,8 @@ def save(draw: Callable[[], Figure], *paths: str | os.PathLike) -> None:
     with matplotlib.rc_context(RC):
         drawn = draw()
         for path in paths:
-            part = Path(f"{path}.part")  # a figure that is there stays whole until the new one is
-            drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
-            os.replace(part, path)
+            with whole_file(path) as part:
+                drawn.savefig(part, dpi=200, format=Path(path).suffix[1:].lower())
 
 
 def png(draw: Callable[[], Figure], dpi: int) -> bytes:

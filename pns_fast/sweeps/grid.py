@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -135,17 +136,16 @@ def expand(
     if unknown:
         raise ValueError(f"settings: {mode} knows {', '.join(DEFAULTS[mode])}, got {', '.join(unknown)}")
     settings = {**DEFAULTS[mode], **settings}
-    _check_settings(settings)
+    settings = _check_settings(settings)
     labels = _once("densities", [density_label(d) for d in densities])
     seeds, depths, widths = _once("seeds", seeds), _once("depths", depths), _once("widths", widths)
-    for name, values, least in (("seeds", seeds, 0), ("depths", depths, 3), ("widths", widths, 1)):
-        for value in values:
-            _check_int(name, value, least)
+    depths, widths = [_check_int("depths", d, 3) for d in depths], [_check_int("widths", w, 1) for w in widths]
+    seeds = [_check_int("seeds", seed, 0, most=2**63 - 1) for seed in seeds]
     tasks = _names("task", tasks, _task_names())
     pruners = _names("pruner", pruners, *_pruner_names(mode))
     cells = []
     for task, depth, width, noise in product(tasks, depths, widths, _once("noises", noises)):
-        at_ticket = _ticket_density(task, depth, width, noise)
+        at_ticket, noise = _ticket_density(task, depth, width, noise), float(noise)
         for pruner, seed, label in product(pruners, seeds, labels):
             density = at_ticket if label == "ticket" else float(label)
             cells.append(Cell(mode, task, depth, width, noise, pruner, label, density, seed=seed, **settings))
@@ -210,28 +210,37 @@ def _names(what: str, given: Sequence[str], known: list[str], of_all: Sequence[s
 
 def _once(what: str, values: Sequence) -> list:
     """``values`` without repetitions, in order."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{what}: expected a list, got {values!r}")
     values = list(dict.fromkeys(values))
     if not values:
         raise ValueError(f"{what}: expected at least one, got none")
     return values
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _check_int(name: str, value: object, least: int, most: int = 2**31 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name}: expected an integer of at most {most}, got {value!r}")
+    return int(value)
 
 
-def _check_settings(settings: dict) -> None:
+def _check_settings(settings: dict) -> dict:
+    """``settings`` with Python's own numbers, which are what keys are made of."""
     from .. import pruners
     from ..training.multishot import check_rewind
 
     least = {"n_samples": 50, "epochs": 0, "batch_size": 1, "rounds": 1, "popup_epochs": 1}
     least |= {"round_epochs": 0, "rewind_epochs": 0}
+    settings = dict(settings)
     for name, value in settings.items():
         if name in least:
-            _check_int(name, value, least[name])
-        if name in ("lr", "popup_lr") and not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+            settings[name] = _check_int(name, value, least[name])
+        if name in ("lr", "popup_lr"):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+            settings[name] = float(value)
     choices = {
         "scope": pruners.SCOPES,
         "assignment": ("greedy", "optimal"),
@@ -242,3 +251,4 @@ def _check_settings(settings: dict) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(accepted)}, got {settings[name]!r}")
     if "rewind" in settings:
         check_rewind(*(settings[name] for name in ("rewind", "rewind_epochs", "round_epochs")))
+    return settings

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .store import CELL_TABLES, Store, StoreError, reader
+from .store import CELL_TABLES, Store, StoreError, readable_errors, reader
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def merge(sources: Sequence[str | os.PathLike], target: str | os.PathLike) -> li
         ValueError: no sources, or the target is one of them.
         StoreError: a file is no store of this schema version, or two results of one cell differ. Sources before that
             one are merged then, it is not.
-        StoreAccessError: a source is missing, or the target cannot be written.
+        StoreAccessError: a source is missing or damaged, or the target cannot be written.
 
     Example:
         >>> import tempfile
@@ -67,13 +67,19 @@ def merge(sources: Sequence[str | os.PathLike], target: str | os.PathLike) -> li
 def _merge_one(source: Path, store: Store) -> Merged:
     with reader(source) as theirs, store.transaction() as ours:
         known = dict(ours.execute("SELECT key, status FROM cell"))
-        found = dict(theirs.execute("SELECT key, status FROM cell"))
+        found = dict(_select(source, theirs, "SELECT key, status FROM cell"))
         both_ok = {key for key, status in found.items() if status == known.get(key) == "ok"}
         _refuse_differences(both_ok, source, theirs, store.path, ours)
         replaced = {key for key, status in found.items() if status == "ok" and known.get(key) == "failed"}
         new = found.keys() - known.keys()
-        _copy(new | replaced, theirs, ours)
+        _copy(new | replaced, source, theirs, ours)
     return Merged(source, len(new), len(replaced), len(found) - len(new) - len(replaced))
+
+
+def _select(path: Path, db: sqlite3.Connection, query: str, *values: object) -> Iterator[tuple]:
+    """Rows of one of the two databases that are open in :func:`_merge_one`; damage names this one."""
+    with readable_errors(path):
+        yield from db.execute(query, values)
 
 
 def _refuse_differences(
@@ -81,10 +87,10 @@ def _refuse_differences(
 ) -> None:
     """An error that names the first of these cells whose numbers are not the same on both sides, bit for bit."""
     for table in CELL_TABLES:
-        there, here = _rows(table, keys, theirs), _rows(table, keys, ours)
+        there, here = _rows(table, keys, source, theirs), _rows(table, keys, target, ours)
         for key in sorted(keys):
             if there.get(key) != here.get(key):
-                (params,) = theirs.execute("SELECT params FROM cell WHERE key = ?", (key,)).fetchone()
+                ((params,),) = _select(source, theirs, "SELECT params FROM cell WHERE key = ?", key)
                 names = ("mode", "task", "depth", "width", "noise", "pruner", "density_label", "seed")
                 shown = ", ".join(f"{name} {json.loads(params)[name]}" for name in names)
                 raise StoreError(
@@ -93,25 +99,27 @@ def _refuse_differences(
                 )
 
 
-def _rows(table: str, keys: set[str], db: sqlite3.Connection) -> dict[str, set[tuple]]:
+def _rows(table: str, keys: set[str], path: Path, db: sqlite3.Connection) -> dict[str, set[tuple]]:
     found: dict[str, set[tuple]] = {}
-    for row in db.execute(f"SELECT * FROM {table}"):
+    for row in _select(path, db, f"SELECT * FROM {table}"):
         if row[0] in keys:
             found.setdefault(row[0], set()).add(row)
     return found
 
 
-def _copy(keys: set[str], theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
+def _copy(keys: set[str], source: Path, theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
     """These cells with all that belongs to them, and the runs that computed them, which get new numbers here."""
     runs: dict[int, int] = {}
-    for *cell, run in theirs.execute("SELECT * FROM cell"):  # run is the last column
+    for *cell, run in _select(source, theirs, "SELECT * FROM cell"):  # run is the last column
         if cell[0] in keys:
             if run not in runs:
-                noted = theirs.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()
-                runs[run] = _insert("run", (None, *noted[1:]), ours)
+                noted = list(_select(source, theirs, "SELECT * FROM run WHERE id = ?", run))
+                if not noted:
+                    raise StoreError(f"store {source}: damaged (cells of a run {run} that it does not have)")
+                runs[run] = _insert("run", (None, *noted[0][1:]), ours)
             _insert("cell", (*cell, runs[run]), ours)
     for table in CELL_TABLES:
-        for row in theirs.execute(f"SELECT * FROM {table}"):
+        for row in _select(source, theirs, f"SELECT * FROM {table}"):
             if row[0] in keys:
                 _insert(table, row, ours)
 

@@ -25,6 +25,7 @@ from .store import read, runs
 from .summary import Panel, Point, Spread, diverged, panels, rank
 from .table import phases
 from .truth_figures import layers_figure, recovery_figure
+from .whole_file import whole_file
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _DPI = 140
@@ -84,9 +85,8 @@ def save_report(
         OSError: ``path`` cannot be written; a file that was there is then still there.
     """
     text = report(store, records, title, note)
-    part = Path(f"{path}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def report(

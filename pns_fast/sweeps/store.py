@@ -104,7 +104,7 @@ class Store:
                 is_new = _check(db, self.path)
         else:
             is_new = True
-        with _readable_errors(self.path):
+        with readable_errors(self.path):
             db = sqlite3.connect(self.path, timeout=30)
             try:
                 # a network file system may refuse WAL; the rollback journal works everywhere
@@ -136,7 +136,7 @@ class Store:
 
     def begin_run(self, versions: dict, asked: dict) -> None:
         """Note who writes from now on, and what for."""
-        with _readable_errors(self.path), self._db:
+        with readable_errors(self.path), self._db:
             cursor = self._db.execute(
                 "INSERT INTO run (started, host, versions, asked) VALUES (?, ?, ?, ?)",
                 (time.time(), socket.gethostname(), json.dumps(versions), json.dumps(asked)),
@@ -145,7 +145,7 @@ class Store:
 
     def end_run(self, seconds: dict[str, float]) -> None:
         """Note when the run ended and where its time went."""
-        with _readable_errors(self.path), self._db:
+        with readable_errors(self.path), self._db:
             self._db.execute(
                 "UPDATE run SET finished = ?, seconds = ? WHERE id = ?",
                 (time.time(), json.dumps(seconds), self._run_id),
@@ -166,7 +166,7 @@ class Store:
                 layers += [(key, number, *column) for number, column in enumerate(columns, 1)]
             if o.history:
                 histories.append((key, json.dumps(o.history)))
-        with _readable_errors(self.path), self._db:
+        with readable_errors(self.path), self._db:
             self._db.executemany("INSERT OR REPLACE INTO cell VALUES (?, ?, ?, ?, ?, ?, ?)", cells)
             self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?)", metrics)
             self._db.executemany("INSERT OR REPLACE INTO layer VALUES (?, ?, ?, ?, ?, ?)", layers)
@@ -175,12 +175,12 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The database itself; what is done to it in the block is done together or not at all."""
-        with _readable_errors(self.path), self._db:
+        with readable_errors(self.path), self._db:
             yield self._db
 
     def statuses(self) -> dict[str, str]:
         """Key of each stored cell -> "ok" or "failed"."""
-        with _readable_errors(self.path):
+        with readable_errors(self.path):
             return dict(self._db.execute("SELECT key, status FROM cell"))
 
 
@@ -210,11 +210,14 @@ def read(path: str | os.PathLike, keys: Iterable[str] | None = None) -> list[dic
             key: {"key": key, "status": status, "error": error, **json.loads(params)}
             for key, params, status, error in db.execute("SELECT key, params, status, error FROM cell")
         }
-        for key, name, value in db.execute("SELECT key, name, value FROM metric"):
-            records[key][name] = math.nan if value is None else value  # SQLite has no NaN and stores NULL
-        for key, *row in db.execute(f"SELECT key, {', '.join(LAYER_COLUMNS)} FROM layer ORDER BY key, layer"):
-            for name, value in zip(LAYER_COLUMNS, row, strict=True):
-                records[key].setdefault(f"layer_{name}", []).append(value)
+        try:
+            for key, name, value in db.execute("SELECT key, name, value FROM metric"):
+                records[key][name] = math.nan if value is None else value  # SQLite has no NaN and stores NULL
+            for key, *row in db.execute(f"SELECT key, {', '.join(LAYER_COLUMNS)} FROM layer ORDER BY key, layer"):
+                for name, value in zip(LAYER_COLUMNS, row, strict=True):
+                    records[key].setdefault(f"layer_{name}", []).append(value)
+        except KeyError as error:
+            raise StoreError(f"store {path}: damaged (results of a cell {error} that it does not have)") from error
     if keys is not None:
         return [records[key] for key in keys if key in records]
     order = ("mode", "task", "depth", "width", "noise", "pruner", "density", "seed")
@@ -255,7 +258,7 @@ def reader(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
     with _connect(path) as db:
         if _check(db, path):
             raise StoreError(f"store {path}: an empty file, no pns_fast store")
-        with _readable_errors(path):
+        with readable_errors(path):
             db.execute("BEGIN")  # one state of the file for all that is read, whatever a running sweep adds meanwhile
             yield db
 
@@ -268,7 +271,7 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
     mode = "rw" if writable else "ro"
     if not writable and _is_whole(path):
         mode = "ro&immutable=1"  # without, SQLite needs to make these files, which a folder of others does not allow
-    with _readable_errors(path):
+    with readable_errors(path):
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, timeout=30)
     try:
         db.execute("PRAGMA query_only = ON")
@@ -293,6 +296,9 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
     try:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (page_size,) = db.execute("PRAGMA page_size").fetchone()
+        if path.stat().st_size % page_size:  # SQLite takes what is missing of the last page for zeros
+            raise StoreError(f"store {path}: damaged (cut short, its size is no multiple of {page_size} bytes)")
         if not tables:
             return True
         if application_id != _APPLICATION_ID or "meta" not in tables:
@@ -300,7 +306,7 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
         row = db.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
     except sqlite3.OperationalError as error:
         raise StoreAccessError(f"store {path}: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise StoreError(f"store {path}: not an SQLite database ({error})") from error
     found = row[0] if row else "unknown"
     if found != str(SCHEMA_VERSION):
@@ -312,11 +318,14 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
 
 
 @contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
+def readable_errors(path: Path) -> Iterator[None]:
+    """Errors of SQLite, and of what is no JSON, name the store."""
     try:
         yield
     except sqlite3.Error as error:
         raise StoreAccessError(f"store {path}: {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"store {path}: damaged ({error})") from error
 
 
 def _take_lock(path: Path) -> int:

@@ -6,11 +6,11 @@ import csv
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .figure_style import row_titles
 from .summary import Panel, Point, Spread, diverged, panels
+from .whole_file import whole_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,15 +32,13 @@ def write_csv(records: Sequence[dict], path: str | os.PathLike) -> None:
     Raises:
         OSError: ``path`` cannot be written; a file that was there is then still there.
     """
-    part = Path(f"{path}.part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for record in records:
             if record["status"] == "ok":
                 whole = {name: int(record[name]) for name in ("kept", "collapsed")}
                 writer.writerow({**record, **whole})
-    os.replace(part, path)
 
 
 def tables(records: Sequence[dict], width: int = 80, by: str | None = None) -> list[Table]:

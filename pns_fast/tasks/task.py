@@ -15,6 +15,7 @@ from .. import rng
 from .ticket import Ticket
 
 HELD_OUT = 10  # one sample in ten is the test split
+MOST_LAYERS = 1000  # 2^depth, which divides the angles of the circle's mirrors, is a float64 up to 1,023
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,8 @@ class Task(ABC):
             raise TypeError(f"n: expected an int, got {n!r}")
         if n < 2:
             raise ValueError(f"n: expected at least 2 samples, one a split, got {n}")
+        if n >= 2**48:  # a petabyte, still far from what NumPy cannot count
+            raise ValueError(f"n: expected fewer than 2**48 samples, got {n}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
             raise TypeError(f"seed: expected an int, got {seed!r}")
         generator = rng.generator(rng.network_keys(seed, 1)[0], "data")
@@ -96,11 +99,13 @@ class Task(ABC):
 
 
 def check_depth(depth: int) -> None:
-    """Raises TypeError or ValueError unless ``depth`` is an int of at least 3."""
+    """Raises TypeError or ValueError unless ``depth`` is an int from 3 to 1,000."""
     if isinstance(depth, bool) or not isinstance(depth, (int, np.integer)):
         raise TypeError(f"depth: expected an int, got {depth!r}")
     if depth < 3:
         raise ValueError(f"depth: expected at least 3 neuron layers (input, hidden, output), got {depth}")
+    if depth > MOST_LAYERS:
+        raise ValueError(f"depth: expected at most {MOST_LAYERS} neuron layers, got {depth}")
 
 
 def regression_targets(clean: np.ndarray, noise: float, generator: np.random.Generator) -> np.ndarray:

@@ -140,7 +140,7 @@ def _float64(name: str, values: object, dim: int) -> Tensor:
     """``values`` as a float64 tensor of ``dim`` dimensions, finite."""
     try:
         # lists through NumPy, in float64: torch would make float32 of them
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}") from error
     if tensor.dtype == torch.bool or tensor.is_complex():

@@ -7,6 +7,7 @@ may become 0 or infinite on the way.
 from __future__ import annotations
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Sequence
 
@@ -152,7 +153,7 @@ def layer_widths(
     ticket = as_ticket(ticket)
     probability = _check_probability(probability)
     layers = _layers(layer_terms(ticket, eps, norm=norm), init, output, match)
-    share = probability ** (1 / len(layers))
+    share = min(probability ** (1 / len(layers)), math.nextafter(1, 0))
     return [_least_width([layer], share, n) for layer, n in zip(layers, ticket.widths[1:], strict=False)]
 
 
@@ -167,7 +168,7 @@ def check_room(ticket: Ticket, widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_probability(value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"probability: expected a number, got {value!r}")
     if not 0 < value < 1:
         raise ValueError(f"probability: expected a number above 0 and below 1, got {value!r}")

@@ -103,6 +103,8 @@ def simulate(
     if n < 1:
         raise ValueError(f"n: expected an int of at least 1, got {n}")
     key = rng.network_keys(seed, 1)[0]
+    if int(seed) + int(n) > 2**63:
+        raise ValueError(f"n: expected seeds below 2**63, got {n} networks from seed {seed} on")
     scheme = "uniform" if init == "uniform" else "he_scaled"
     errors = layer_errors(ticket, eps, norm=norm)
     if output == "trained":
@@ -113,7 +115,8 @@ def simulate(
     for first in range(0, n, n_at_once):
         seeds = list(range(seed + first, seed + min(first + n_at_once, n)))
         mothers = init_population(widths, n=len(seeds), seed=seeds, scheme=scheme)
-        approximation, is_found = _search(ticket, mothers, errors, scheme, scaling)
+        with torch.device("cpu"):  # where mothers are, whatever device is the default
+            approximation, is_found = _search(ticket, mothers, errors, scheme, scaling)
         found.append(is_found)
         if is_found.any():
             outputs = approximation.select(is_found.nonzero().flatten()).forward(x)

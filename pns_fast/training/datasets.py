@@ -68,7 +68,8 @@ def stack_data(data: Data | Sequence[Data], population: Population, loss: str | 
     _check_values(stacked, population, loss)
     dataset = torch.tensor([position[id(d)] for d in datasets], device=population.device)
     return StackedData(
-        **{f: t.to(population.dtype) if t.is_floating_point() else t for f, t in stacked.items()},
+        # inputs may want gradients, for which a training has none
+        **{f: t.detach().to(population.dtype) if t.is_floating_point() else t for f, t in stacked.items()},
         dataset=dataset,
         loss=loss,
     )

@@ -32,7 +32,8 @@ class Curves:
     def tensors(self, epochs: int) -> tuple[Tensor, Tensor, Tensor]:
         """As float64, NaN where an epoch did not run because the training diverged."""
         wanted = ((self.train_loss, epochs), (self.test_loss, epochs + 1), (self.metric, epochs + 1))
-        return tuple(torch.tensor(values + [math.nan] * (n - len(values)), dtype=torch.float64) for values, n in wanted)
+        padded = [values + [math.nan] * (n - len(values)) for values, n in wanted]
+        return tuple(torch.tensor(values, dtype=torch.float64, device="cpu") for values in padded)
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ def fit(
         progress: called as ``progress(epochs done, epochs)`` after each.
         before_epoch: called with the number of the epoch, from 0.
     """
-    check_count("epochs", epochs, 0)
-    check_count("batch_size", batch_size, 1)
+    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
     check_callback("progress", progress)
+    if epochs and not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("model: expected parameters that want gradients, found none")
     curves = Curves()
     _test(model, data, curves)
     for epoch in range(epochs):

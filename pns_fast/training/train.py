@@ -104,6 +104,8 @@ def run_trainer(
     population: Population, mask: Tensor, data: StackedData, seed: int | Sequence[int], **options
 ) -> tuple[Tensor, ...]:
     """``ops.mlp_trainer`` of checked arguments; all it returns is on the population's device."""
+    if population.dtype != torch.float32:
+        raise TypeError(f"population: expected torch.float32 to train, got {population.dtype}")
     found = ops.mlp_trainer(
         population.flatten().detach(),  # parameters of a module want gradients; a training has none to give
         mask,

@@ -90,7 +90,7 @@ def train_module(
 
 def _masked(model: nn.Module, masks: NamedMasks) -> tuple[nn.Module, NamedMasks]:
     """The model with masked layers, and the masks of parameters that no such layer has; those are zeros already."""
-    check_masks(model, masks)
+    masks = {name: mask for name, (_, mask) in check_masks(model, masks).items()}
     masked = mask_model(model)
     in_layers = set(get_masks(masked))
     set_masks(masked, {name: mask for name, mask in masks.items() if name in in_layers})

@@ -64,6 +64,8 @@ def test_float32_on_the_cpu():
         ({"seed": 0.5}, TypeError, "seed"),
         ({"seed": [1, 2], "n": 3}, ValueError, "seed"),
         ({"scheme": "xavier"}, ValueError, "scheme: expected one of he_scaled, uniform"),
+        ({"n": 10**15}, MemoryError, "widths, n: 1000000000000000 networks of 9 parameters need 1.676e"),
+        ({"widths": (2, 10**20, 1)}, MemoryError, r"widths, n: 1 network of 4e\+20 parameters"),
     ],
 )
 def test_wrong_calls(arguments, error, message):

@@ -121,6 +121,15 @@ def test_wrong_calls(tmp_path):
         save_masks({"w": torch.ones(2, dtype=torch.bool)}, tmp_path / "missing" / "m")
     with pytest.raises(OSError):
         load_masks(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError, match=r"path: expected a mask file, .* is a directory"):
+        load_masks(tmp_path)
+    for wrong in (None, 5, b"m"):
+        with pytest.raises(TypeError, match=r"path: expected a str or an os\.PathLike"):
+            load_masks(wrong)
+        with pytest.raises(TypeError, match=r"path: expected a str or an os\.PathLike"):
+            save_masks({"w": torch.ones(2, dtype=torch.bool)}, wrong)
+    with pytest.raises(ValueError, match="model_or_masks: '__metadata__' is no name for a mask"):
+        save_masks({"__metadata__": torch.ones(2, dtype=torch.bool)}, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,8 +16,10 @@ from pns_fast.nn import (
     SupermaskLinear,
     finalize,
     get_masks,
+    keep_pruned,
     mask_model,
     masked_parameters,
+    prune_module,
     set_masks,
     supermask_model,
 )
@@ -138,6 +140,37 @@ def test_hooks_and_attributes_stay():
     assert not finalize(copied)[0].weight.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, "torch.DoubleTensor"])
+def test_type_casts_no_mask(dtype):
+    """``Module.type`` casts every buffer, unlike ``to``, ``double`` and ``half``."""
+    torch.manual_seed(0)
+    model = masked(convolutional())
+    masks = {name: mask.clone() for name, mask in get_masks(model).items()}
+    assert model.type(dtype) is model
+    assert all(m.dtype == torch.bool and torch.equal(m, masks[n]) for n, m in get_masks(model).items())
+    x = torch.randn(2, 1, 8, 8, dtype=model[0].weight.dtype)
+    y = model(x)
+    y.float().sum().backward()
+    assert not model[0].weight.grad[~masks["0.weight"]].any()
+    assert torch.allclose(finalize(model.eval())(x), model(x), rtol=0.05, atol=0.05)
+    again = mask_model(convolutional()).type(dtype)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), model(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_that_was_cast_brings_bool_masks(assign):
+    model = masked(convolutional())
+    halves = {name: t.half() for name, t in model.state_dict().items()}
+    again = mask_model(convolutional())
+    again.load_state_dict(halves, assign=assign)
+    assert again[0].weight.dtype == (torch.float16 if assign else torch.float32)
+    for name, mask in get_masks(again).items():
+        assert mask.dtype == torch.bool
+        assert torch.equal(mask, get_masks(model)[name])
+    assert finalize(again)[4].weight[~get_masks(model)["4.weight"]].count_nonzero() == 0
+
+
 def test_shared_modules_and_parameters_stay_shared_and_have_one_mask():
     copied = mask_model(Tied())
     assert copied.again is copied.one
@@ -148,6 +181,36 @@ def test_shared_modules_and_parameters_stay_shared_and_have_one_mask():
     plain = finalize(copied)
     assert plain.other.weight is plain.one.weight
     assert len(list(plain.parameters())) == 2
+
+
+@pytest.mark.parametrize("name", ["one.weight", "again.weight", "other.weight"])
+def test_a_shared_parameter_has_a_mask_by_each_of_its_names(name):
+    eye, x = torch.eye(4, dtype=torch.bool), torch.randn(3, 4)
+    copied = mask_model(Tied(), {name: eye})
+    assert torch.equal(get_masks(copied)["one.weight"], eye)
+    assert torch.equal(copied.other.weight_mask, eye)
+    with torch.no_grad():
+        assert torch.allclose(copied(x), finalize(copied)(x), atol=1e-6)
+    pruned = prune_module(copied, "magnitude", 1.0, masks={name: eye})
+    assert {n: int(m.sum()) for n, m in pruned.items()} == {"one.weight": 4, "one.bias": 4}
+
+
+def test_different_masks_of_one_parameter_are_refused():
+    eye, full = torch.eye(4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
+    model, masks = mask_model(Tied()), {"one.weight": eye, "again.weight": full}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls = [
+        lambda: set_masks(model, masks),
+        lambda: finalize(Tied(), masks),
+        lambda: keep_pruned(optimizer, model, masks),
+        lambda: prune_module(model, "magnitude", 0.5, masks=masks),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"masks: 'one\.weight' and 'again\.weight' are one parameter"):
+            call()
+    assert model.one.weight_mask.all()
+    set_masks(model, {"one.weight": eye, "again.weight": eye.clone()})
+    assert model.one.weight_mask.sum() == 4
 
 
 def test_one_mask_of_a_shared_parameter_wherever_its_layers_go():

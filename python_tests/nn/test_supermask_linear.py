@@ -111,6 +111,15 @@ def test_keep_can_be_annealed():
     assert (layer(torch.ones(2, 13, dtype=torch.float64)) == 0).all()
 
 
+def test_keep_stays_a_density():
+    layer = make_layer()
+    layer.keep = 1  # which an op takes for one score
+    with pytest.raises(TypeError, match="keep: expected a float, the fraction kept, got 1"):
+        layer(torch.ones(2, 13, dtype=torch.float64))
+    with pytest.raises(TypeError, match="keep: expected a float"):
+        layer.masks()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_and_state_dict(copied):
     layer, x = make_layer(), torch.randn(5, 13, dtype=torch.float64)

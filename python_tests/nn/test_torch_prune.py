@@ -66,6 +66,50 @@ def test_importance_scores_of_a_wrapped_model():
         assert set(importance_scores(wrapped, "magnitude", include_bias=False)) == set(weights(model))
 
 
+MASKED = [lambda: pns.nn.MaskedLinear(6, 4), lambda: pns.nn.MaskedConv2d(6, 4, 3)]
+METHODS = [
+    lambda layer, name: prune.l1_unstructured(layer, name, amount=0.5),
+    lambda layer, name: prune.random_structured(layer, name, amount=1, dim=0),
+    lambda layer, name: prune.global_unstructured([(layer, name)], pruning_method=GlobalTopK, amount=0.5),
+]
+
+
+@pytest.mark.parametrize("make", MASKED)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_masked_layer_is_refused_and_stays_as_it_was(make, method, name):
+    layer = make()
+    layer.set_mask(torch.rand_like(layer.weight) < 0.5, torch.arange(4) < 2)
+    parameters, masks = list(layer.parameters()), {n: m.clone() for n, m in layer.masks().items()}
+    with pytest.raises(ValueError, match=rf"^{name}: .* would replace {name}_mask, got a Masked.*; use layer.set_mask"):
+        method(layer, name)
+    assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
+    assert list(layer.state_dict()) == ["weight", "bias", "weight_mask", "bias_mask"]
+    assert all(torch.equal(m, masks[n]) for n, m in layer.masks().items())
+    assert not prune.is_pruned(layer)
+
+
+def test_other_layers_that_rename_the_weight_keep_a_mask():
+    layer = pns.nn.MaskedLinear(6, 4, bias=False)
+    layer.set_mask(torch.rand(4, 6) < 0.5)
+    layer = nn.utils.spectral_norm(layer).eval()  # weight_orig, too
+    x = torch.randn(3, 6)
+    assert torch.allclose(layer(x), x @ (layer.weight * layer.weight_mask).T, atol=1e-6)
+
+
+def test_a_supermask_layer_multiplies_both_masks():
+    layer = pns.nn.SupermaskLinear(6, 4, keep=0.5, bias=False)
+    x, weight, best = torch.randn(3, 6), layer.weight.clone(), layer.masks()["weight"]
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    expected = x @ (weight * layer.weight_mask * best).T
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="make that permanent first"):
+        pns.nn.finalize(layer)
+    prune.remove(layer, "weight")
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert torch.allclose(pns.nn.finalize(layer)(x), expected, atol=1e-6)
+
+
 BAD = [
     (lambda: GlobalTopK("0.5"), TypeError, "amount: expected a fraction"),
     (lambda: GlobalTopK(True), TypeError, "amount"),

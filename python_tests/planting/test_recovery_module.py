@@ -31,6 +31,7 @@ def test_nothing_kept_is_nothing_found():
     ("masks", "error", "message"),
     [
         ([], TypeError, "masks: expected a dict"),
+        ({}, ValueError, "masks: expected at least one mask, got none"),
         ({"a.weight": torch.ones(1)}, TypeError, r"masks\['a.weight'\]: expected a bool tensor, got torch.float32"),
         ({"b.weight": torch.ones(1, dtype=torch.bool)}, ValueError, r"only one side has \['a.weight', 'b.weight'\]"),
         ({"a.weight": torch.ones(2, dtype=torch.bool)}, ValueError, r"masks\['a.weight'\]: expected shape \[1\]"),

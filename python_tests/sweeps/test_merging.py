@@ -94,6 +94,43 @@ def test_wrong_sources(make, tmp_path):
     assert not (tmp_path / "all.db").exists()
 
 
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "text":
+        path.write_text("notes\n" * 1000)
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "last byte":
+        path.write_bytes(content[:-1])
+    else:  # "page": the root of the table that is copied last
+        with sqlite3.connect(path) as db:
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'history'").fetchone()
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+        db.close()
+        path.write_bytes(content[: size * (page - 1)] + b"\xff" * size + content[size * page :])
+
+
+@pytest.mark.parametrize("how", ["text", "empty", "half", "last byte", "page"])
+def test_a_damaged_source_is_named_and_nothing_of_it_is_merged(make, tmp_path, how):
+    a, b = make("a.db", outcome(0)), make("b.db", outcome(1))
+    target = make("all.db", outcome(2))
+    damage(b, how)
+    with pytest.raises((StoreError, sweeps.StoreAccessError), match=r"^store .*b\.db: ") as caught:
+        sweeps.merge([a, b], target)
+    assert "all.db" not in str(caught.value)
+    seeds = [r["seed"] for r in sweeps.read(target)]
+    assert seeds == ([0, 2] if how == "page" else [2])  # the rest is seen before anything is copied
+
+
+def test_a_target_that_is_damaged_is_named(make):
+    a, target = make("a.db", outcome(0)), make("all.db", outcome(0), outcome(1))
+    damage(target, "page")
+    with pytest.raises(sweeps.StoreAccessError, match=r"^store .*all\.db: "):
+        sweeps.merge([a], target)
+
+
 def test_shards_merged_are_the_whole_sweep(tmp_path):
     small = {"depths": [3], "widths": [32], "n_samples": 200, "epochs": 2}
     cells = sweeps.expand("singleshot", ["relu", "circle"], ["snip", "random"], [0.1, 1], range(5), **small)

@@ -46,6 +46,23 @@ def test_what_is_written_is_read(store, path):
     assert store.statuses() == sweeps.statuses(path) == {CELL.key: "ok"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE cell SET params = substr(params, 1, 20)",
+        "UPDATE cell SET params = CAST(x'7bff' AS TEXT)",
+        "UPDATE metric SET key = 'x' || key",
+    ],
+)
+def test_damage_names_the_store(store, path, change):
+    store.write([outcome(weak_metric=0.5)])
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    with pytest.raises((StoreError, StoreAccessError), match=r"^store .*results\.db: (damaged|Could not decode)"):
+        sweeps.read(path)
+
+
 def test_layers_are_a_table_of_their_own(store, path):
     layers = {"density": [0.5, 0.0], "precision": [0.25, 0.0], "recall": [1 / 3, 0.0], "f1": [0.1, 0.0]}
     store.write([Outcome(CELL, 1.0, 2.0, {"kept": 3}, layers=layers), outcome(OTHER)])

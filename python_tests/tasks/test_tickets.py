@@ -176,6 +176,8 @@ def test_ticket_copies_its_arrays():
         (lambda: pns.tasks.get("relu").ticket(3).forward(torch.ones(2, 2)), ValueError, "x: expected shape"),
         (lambda: pns.tasks.get("relu").ticket(3).forward(torch.ones(2, 1).long()), TypeError, "x: expected"),
         (lambda: pns.tasks.get("relu").ticket(2), ValueError, "depth: expected at least 3"),
+        (lambda: pns.tasks.get("circle").ticket(1001), ValueError, "depth: expected at most 1000"),
+        (lambda: pns.tasks.get("helix").widths(10**9, 5), ValueError, "depth: expected at most 1000"),
         (lambda: pns.tasks.get("helix").ticket(4.0), TypeError, "depth: expected an int"),
         (lambda: pns.tasks.get("circle").ticket(True), TypeError, "depth: expected an int"),
     ],
@@ -183,3 +185,10 @@ def test_ticket_copies_its_arrays():
 def test_wrong_calls(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", pns.tasks.names())
+def test_the_deepest_ticket(name):
+    ticket = pns.tasks.get(name).ticket(1000)
+    assert len(ticket.weights) == 999
+    assert all(p.isfinite().all() for p in (*ticket.weights, *ticket.biases))

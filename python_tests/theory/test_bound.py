@@ -117,6 +117,14 @@ def test_layer_widths_reach_the_probability_together():
         assert layer_widths(ticket, 0.9, eps, output="trained")[-1] <= widths[-2]
 
 
+def test_the_last_number_below_1():
+    """Of three factors each would have to be 1."""
+    last = math.nextafter(1, 0)
+    widths = layer_widths(RELU, last, 0.3)
+    assert existence_probability(RELU, (1, *widths), 0.3) == pytest.approx(1, abs=1e-14)
+    assert required_width(RELU, last, 0.3) < 1000
+
+
 def test_a_ticket_needs_room():
     eight = [(np.full((8, 1), 0.5), np.zeros(8))]
     assert required_width(eight, 0.5, 1e3) == 8  # everything matches, but eight neurons are eight

@@ -124,6 +124,7 @@ def test_nothing_found_and_a_trained_output():
         (ValueError, "n: expected an int of at least 1, got 0", {"n": 0}),
         (TypeError, "n: expected an int, got 3.0", {"n": 3.0}),
         (ValueError, "seed: expected 0 <= seed", {"seed": -1}),
+        (ValueError, r"n: expected seeds below 2\*\*63, got 2 networks from seed", {"seed": 2**63 - 1, "n": 2}),
         (TypeError, "seed: expected an int", {"seed": 0.5}),
         (ValueError, "init: expected one of", {"init": "he"}),
     ],
