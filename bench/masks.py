@@ -1,4 +1,4 @@
-"""Masks of the sparse training cases: connected ones, and i.i.d. random ones, which are mostly dead when sparse."""
+"""Masks of the sparse training cases: what pruners find; connected ones; and random ones, mostly dead when sparse."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import pns_fast as pns
 from pns_fast import Masks
 
-KINDS = ("connected", "random")
+KINDS = ("connected", "random", "pruned")
+PRUNERS = ("synflow", "snip", "grasp", "magnitude", "random")
 
 
 @cache
@@ -21,8 +23,22 @@ def make_mask(kind: str, widths: tuple[int, ...], n: int, density: float) -> Ten
     """bool [n, P], flat layout [W1 | b1 | W2 | b2 ...]; network i does not depend on n."""
     if density == 1:
         return torch.ones(n, sum((i + 1) * o for i, o in pairwise(widths)), dtype=torch.bool)
+    if kind == "pruned":
+        return pruned(widths, n, density)
     draw = {"connected": connected, "random": random}[kind]
     return torch.from_numpy(np.stack([draw(widths, density, np.random.default_rng((1, i))) for i in range(n)]))
+
+
+def pruned(widths: Sequence[int], n: int, density: float) -> Tensor:
+    """As a single-shot sweep (Figure 3) prunes mother networks of Circle, one after the other by the next of five."""
+    task = pns.tasks.get("circle")
+    mothers = pns.plant(task.ticket(len(widths)), pns.init_population(widths, n=n, seed=0)).population
+    batch = pns.pruners.pruning_batch(task.sample(n=10_000, seed=0), task.loss)
+    found = torch.empty(mothers.flatten().shape, dtype=torch.bool)
+    for first, pruner in enumerate(PRUNERS[:n]):
+        rows = range(first, n, len(PRUNERS))
+        found[rows] = pns.prune(mothers.select(rows), pruner, density, batch=batch, seed=list(rows)).flatten()
+    return found
 
 
 def random(widths: Sequence[int], density: float, generator: np.random.Generator) -> np.ndarray:

@@ -108,6 +108,7 @@ def test_list_names_every_kernel_and_runs_nothing():
     assert max(map(len, labels)) <= 43  # the summary's column
     for shown in (
         "16 networks, random mask, density 0.01",
+        "16 networks, pruners' masks, density 0.01",
         "1 network, edge-popup, density 0.1",
         "depth 10, density 1",
     ):
@@ -203,6 +204,15 @@ def test_connected_masks_keep_the_exact_number_of_weights_and_all_are_live(masks
         assert torch.equal(w.any(2), b) or density == 1  # a bias where its neuron is on a path
     assert torch.equal(flat[:5], masks.make_mask("connected", WIDTHS, 5, density))
     assert len(flat.unique(dim=0)) == (1 if density == 1 else 20)
+
+
+def test_masks_of_pruners_keep_the_exact_number_of_parameters(masks):
+    widths = (2, 100, 100, 100, 4)
+    flat = masks.make_mask("pruned", widths, 6, 0.1)
+    assert flat.sum(1).tolist() == [2091] * 6
+    assert torch.equal(flat[:3], masks.make_mask("pruned", widths, 3, 0.1))
+    live = [masks.n_kept_and_live(row[None], widths)[1] for row in flat]
+    assert live[4] < min(*live[:4], live[5])  # the fifth pruner is the random one
 
 
 def test_random_masks_are_mostly_dead_when_sparse(masks):
