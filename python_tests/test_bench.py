@@ -108,7 +108,7 @@ def test_list_names_every_kernel_and_runs_nothing():
     assert max(map(len, labels)) <= 43  # the summary's column
     for shown in (
         "16 networks, random mask, density 0.01",
-        "16 networks, pruners' masks, density 0.01",
+        "20 networks, pruners' masks, density 0.01",
         "1 network, edge-popup, density 0.1",
         "depth 10, density 1",
     ):

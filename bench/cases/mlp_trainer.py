@@ -27,14 +27,14 @@ from pns_fast import ops
 
 WIDTHS = (2, 100, 100, 100, 4)
 DENSITIES = (1.0, 0.5, 0.1, 0.01, 0.005)
-OTHER_MASKS = [("pruned", "pruners' masks", d) for d in (0.1, 0.01)]
-OTHER_MASKS += [("random", "random mask", d) for d in (0.1, 0.01, 0.005)]
+OTHER_MASKS = [(20, "pruned", "pruners' masks", d) for d in (0.1, 0.01)]  # four of each
+OTHER_MASKS += [(16, "random", "random mask", d) for d in (0.1, 0.01, 0.005)]
 STACKED = {"cpu": 8, "cuda": 528}  # networks of the batched products
 ON_GPU = 528  # networks: four a multiprocessor of an H100 or H200
 LOSS_TOLERANCE = 1e-3  # of the mean loss over up to 60 steps
 EPOCH_TOLERANCE = 1e-2  # over 282 steps: one ReLU that rounding flips moves a network's loss by about 1e-3
 POPUP_TOLERANCE = 5e-3  # a score that crosses the threshold a step earlier changes the network
-DISTINCT = 16  # more networks are these again, in other batch orders: they take long to draw
+DISTINCT = 20  # more networks are these again, in other batch orders: they take long to draw
 # At 1e-4 a ReLU that rounding flips moves a loss of 20 layers by 1% within 60 steps, at 1e-5 by 4e-5.
 CURVE_STEPS, CURVE_LR = 60, 1e-5
 CURVE_SAMPLES = 8960  # at most; 35 batches of 256
@@ -60,10 +60,9 @@ def cases(quick: bool, device: str) -> list[Case]:
         )
         for d in (DENSITIES[::2] if quick else DENSITIES)
     ]
-    others = [("random", "random mask", 0.005)] if quick else OTHER_MASKS
     train += [
-        make(f"{_networks(n)}, {words}, density {d:g}", partial(_train, n, steps, d, kind), budget=2.0)
-        for kind, words, d in others
+        make(f"{_networks(count)}, {words}, density {d:g}", partial(_train, count, steps, d, kind), budget=2.0)
+        for count, kind, words, d in ([(n, "random", "random mask", 0.005)] if quick else OTHER_MASKS)
     ]
     popup = [(n, 0.1), (1, 0.1)] if quick else [(16, 0.1), (16, 0.5), (1, 0.1), (1, 0.5)]
     train += [
