@@ -12,10 +12,10 @@ namespace pns {
 namespace {
 
 constexpr int kBlock = 64;
-// Bytes prefetched ahead: 47 ms instead of 58 ms a core for 10^8 floats on a Xeon; 4 KB ahead are 49 ms. On a Zen 5, both
-// cores, stores past the caches: 4 KB ahead are 6.9 instead of 7.8 ms, but 12.2 instead of 10.7 ms while other guests of the
-// machine use its memory.
-constexpr int kAhead = 2048;
+// Bytes prefetched ahead: 47 ms instead of 58 ms a core for 10^8 floats on a Xeon; 4 KB ahead are 49 ms. Past the caches
+// farther, and scores too: with masks so stored a pass over 10^8 takes a Zen 5's two cores 7.3 ms, 8.7 with 2 KB and all
+// caches, 7.9 with 4 KB and these; while other guests of the machine use its memory, 11.4, 11.3 and 12.5 ms.
+constexpr int kAhead = 2048, kAheadPastCaches = 4096;
 
 // Scores as lanes that can be compared: floats as they are, half precision by its 16-bit keys.
 template <typename T, int W>
@@ -175,9 +175,10 @@ BracketCounts split_blocks(const T* scores, int64_t n, Key<T> lo, Key<T> hi, uin
   };
   int64_t at = 0;
   for (; at + kBlock <= n; at += kBlock) {
-    const auto ahead = reinterpret_cast<uintptr_t>(scores + at) + kAhead;  // may lie behind the array
+    // may lie behind the array
+    const auto ahead = reinterpret_cast<uintptr_t>(scores + at) + (kPastCaches ? kAheadPastCaches : kAhead);
     for (size_t line = 0; line < kBlock * sizeof(T); line += 64) {
-      __builtin_prefetch(reinterpret_cast<const void*>(ahead + line));
+      __builtin_prefetch(reinterpret_cast<const void*>(ahead + line), 0, kPastCaches ? 0 : 3);
     }
     take(scores + at, at, ~uint64_t{0}, mask == nullptr ? nullptr : mask + at, std::bool_constant<kPastCaches>());
   }
