@@ -1,6 +1,10 @@
 // The order of an epoch over vectors: order[j] = shuffled(shuffle, j).
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
 #include "core/philox.h"
 #include "core/vec.h"
 
@@ -42,7 +46,7 @@ struct BatchOrder {
   // order[at, at + n). Cycle walking: indices that fall outside [0, shuffle.n) go round again, next to each other.
   static void block(const Shuffle& shuffle, uint32_t at, uint32_t n, uint32_t* order) {
     uint32_t index[kBlock + kTogether], slot[kBlock + kTogether];
-    for (uint32_t j = 0; j < n; ++j) index[j] = slot[j] = at + j;
+    for (uint32_t j = 0; j < kBlock + kTogether; ++j) index[j] = slot[j] = at + j;
     while (n > 0) {
       uint32_t n_outside = 0;
       for (uint32_t j = 0; j < n; j += kTogether) {

@@ -71,7 +71,7 @@ struct TopkLoops {
   using K = Key<T>;
   // Writes mask[i] = scores[i] >= hi (unless mask is null), and score and position of what lies inside, in order, to
   // lists with room for n + kListSlack. Counting what ties with a bound takes a quarter of the time. past_caches: the mask
-  // is stored so, if it lies at a multiple of 64 bytes.
+  // is stored so if it lies at a multiple of 64 bytes, and scores are prefetched so.
   BracketCounts (*split)(const T* scores, int64_t n, K lo, K hi, bool counts_ties, uint8_t* mask, bool past_caches,
                          T* inside, uint32_t* position);
   // mask[i] = scores[i] > threshold, or >= with or_equal.
