@@ -20,7 +20,6 @@ namespace {
 // The truth: compressed layers only, one sample and one parameter at a time.
 struct PlainStep {
   static void forward(Network& net, int64_t n_batch) {
-    const int64_t stride = net.batch_stride;
     for (size_t l = 0; l < net.layers.size(); ++l) {
       Layer& layer = net.layers[l];
       const float* x = net.layer_input(l);
