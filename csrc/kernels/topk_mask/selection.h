@@ -281,7 +281,7 @@ Key<T> Selection<T>::select_inside(int64_t k) const {
     lists.push_back(piece.inside.data());
     sizes.push_back(piece.counts.inside);
   }
-  // Very many lists, each of a few scores, are joined first: at 10^8 0.15 instead of 0.5 ms.
+  // Very many lists, each of a few scores, are joined first: cold at 10^8 the three rankings take 0.3 instead of 1.3 ms.
   constexpr size_t kMostLists = 256;
   std::vector<T> joined;
   if (lists.size() > kMostLists) {
