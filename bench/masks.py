@@ -14,7 +14,6 @@ from torch import Tensor
 import pns_fast as pns
 from pns_fast import Masks
 
-KINDS = ("connected", "random", "pruned")
 PRUNERS = ("synflow", "snip", "grasp", "magnitude", "random")
 
 
