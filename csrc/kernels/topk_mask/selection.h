@@ -21,8 +21,14 @@ struct Bracket {
   bool counts_ties = true;  // with lo and hi
 };
 
-// Scores that one thread takes at a time, with the part of the lists that belongs to them.
-constexpr int64_t kPieceSize = int64_t{1} << 16;  // 256 KB of float: a piece that is read again lies in L2
+// Scores that one thread takes at a time, with the part of the lists that belongs to them: 256 KB of float, so that a
+// piece that is read again lies in L2, but about 128 pieces at most, since each costs cache misses of its own: with 1,526
+// pieces scouting, ranking and finishing 10^8 scores took 1.4 instead of 0.8 ms, beside a pass of 5.5 to 9.
+constexpr int64_t kPieceSize = int64_t{1} << 16;
+inline int64_t piece_size(int64_t n) {
+  constexpr int64_t kMostPieces = 128;
+  return std::max<int64_t>(kPieceSize, (n / kMostPieces + kPieceSize - 1) / kPieceSize * kPieceSize);
+}
 template <typename T>
 struct Piece {
   const T* scores;
@@ -103,10 +109,11 @@ template <typename T>
 Selection<T>::Selection(const TopkLoops<T>& loops, int64_t n_arrays, const T* const* scores, uint8_t* const* masks,
                         const int64_t* sizes, int n_threads)
     : n(sum(sizes, n_arrays)), loops_(loops), n_threads_(threads_for(n, n_threads)) {
+  const int64_t size = piece_size(n);
   for (int64_t a = 0; a < n_arrays; ++a) {
-    for (int64_t at = 0; at < sizes[a]; at += kPieceSize) {
+    for (int64_t at = 0; at < sizes[a]; at += size) {
       uint8_t* const mask = masks == nullptr ? nullptr : masks[a] + at;
-      pieces_.push_back({scores[a] + at, mask, std::min(kPieceSize, sizes[a] - at), {}, {}, {}});
+      pieces_.push_back({scores[a] + at, mask, std::min(size, sizes[a] - at), {}, {}, {}});
     }
   }
 }
@@ -247,7 +254,7 @@ bool Selection<T>::pass(Bracket<T> bracket) {
     AlignedBuffer<uint32_t> position;
   };
   std::vector<Lists> lists(n_threads_);
-  const int64_t longest = std::min(n, kPieceSize) + kListSlack;
+  const int64_t longest = std::min(n, piece_size(n)) + kListSlack;
   parallel_items(pieces_.size(), n_threads_, [&](int64_t i, int worker) {
     Piece<T>& piece = pieces_[i];
     Lists& list = lists[worker];
@@ -281,7 +288,7 @@ Key<T> Selection<T>::select_inside(int64_t k) const {
     lists.push_back(piece.inside.data());
     sizes.push_back(piece.counts.inside);
   }
-  // Very many lists, each of a few scores, are joined first: cold at 10^8 the three rankings take 0.3 instead of 1.3 ms.
+  // Very many lists, each of a few scores, are joined first: with 1,000 arrays of 10^5 scores 0.1 instead of 0.6 ms.
   constexpr size_t kMostLists = 256;
   std::vector<T> joined;
   if (lists.size() > kMostLists) {
