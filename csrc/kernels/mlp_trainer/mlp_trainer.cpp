@@ -259,15 +259,15 @@ class NetworkTrainer {
   template <typename Index>
   void gather(const Samples& data, int64_t n_batch, Index&& index_of) {
     const int64_t stride = net_.batch_stride, n_in = net_.n_inputs, n_out = net_.layers.back().n_out;
-    for (int64_t b = 0; b < n_batch; ++b) {
-      const int64_t index = index_of(b);
-      const float* x = data.x + index * n_in;
-      for (int64_t f = 0; f < n_in; ++f) net_.input[f * stride + b] = x[f];
-      if (data.label != nullptr) net_.label[b] = data.label[index];
-      for (int64_t o = 0; o < n_out && data.y != nullptr; ++o) {
-        net_.target[o * stride + b] = data.y[index * n_out + o];
+    const auto transpose = [&](const float* rows, int64_t n, float* to) {
+      for (int64_t f = 0; f < n; ++f, to += stride) {
+        for (int64_t b = 0; b < n_batch; ++b) to[b] = rows[index_of(b) * n + f];
       }
-    }
+    };
+    transpose(data.x, n_in, net_.input.data());
+    if (data.y != nullptr) transpose(data.y, n_out, net_.target.data());
+    if (data.label == nullptr) return;
+    for (int64_t b = 0; b < n_batch; ++b) net_.label[b] = data.label[index_of(b)];
   }
 
   template <typename Stop>
@@ -298,16 +298,23 @@ class NetworkTrainer {
   void add_metric(int64_t n_batch, MetricSums* sums) const {
     const Layer& last = net_.layers.back();
     const int64_t stride = net_.batch_stride;
-    for (int64_t b = 0; b < n_batch; ++b) {
-      int64_t best = 0;
-      for (int64_t o = 0; o < last.n_out; ++o) {
+    if (p_.loss == Loss::kCrossEntropy) {
+      for (int64_t b = 0; b < n_batch; ++b) {
+        int64_t best = 0;
+        for (int64_t o = 1; o < last.n_out; ++o) {
+          if (last.output[o * stride + b] > last.output[best * stride + b]) best = o;
+        }
+        sums->n_correct += best == net_.label[b];
+      }
+      return;
+    }
+    for (int64_t o = 0; o < last.n_out; ++o) {
+      for (int64_t b = 0; b < n_batch; ++b) {
         const double f = last.output[o * stride + b], y = net_.target[o * stride + b];
-        if (f > last.output[best * stride + b]) best = o;
         sums->yy[o] += y * y;
         sums->fy[o] += f * y;
         sums->ff[o] += f * f;
       }
-      sums->n_correct += best == net_.label[b];
     }
   }
 
