@@ -147,10 +147,12 @@ def _known(mask: Tensor) -> MaskIndex | None:
 
 def _remember(mask: Tensor, index: MaskIndex) -> MaskIndex:
     if len(_indices) >= MOST_INDICES:
-        for key in [key for key, index in _indices.items() if index.storage.expired()]:
-            del _indices[key]
+        keys = list(_indices)  # a copy, and keys may be gone: autograd's threads come here too
+        for key in keys:
+            if (known := _indices.get(key)) is not None and known.storage.expired():
+                _indices.pop(key, None)
         if len(_indices) >= MOST_INDICES:
-            del _indices[next(iter(_indices))]
+            _indices.pop(keys[0], None)
     _indices[_key(mask)] = index
     return index
 
