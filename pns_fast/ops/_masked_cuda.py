@@ -147,14 +147,18 @@ def _known(mask: Tensor) -> MaskIndex | None:
 
 def _remember(mask: Tensor, index: MaskIndex) -> MaskIndex:
     if len(_indices) >= MOST_INDICES:
-        keys = list(_indices)  # a copy, and keys may be gone: autograd's threads come here too
-        for key in keys:
-            if (known := _indices.get(key)) is not None and known.storage.expired():
-                _indices.pop(key, None)
-        if len(_indices) >= MOST_INDICES:
-            _indices.pop(keys[0], None)
+        _forget_expired()
+        for oldest in list(_indices)[: max(0, len(_indices) + 1 - MOST_INDICES)]:
+            _indices.pop(oldest, None)
     _indices[_key(mask)] = index
     return index
+
+
+def _forget_expired() -> None:
+    """Of masks that are gone. Autograd's threads come here too, so keys are copied, and may be gone as well."""
+    for key in list(_indices):
+        if (index := _indices.get(key)) is not None and index.storage.expired():
+            _indices.pop(key, None)
 
 
 def clear_mask_indices() -> None:
@@ -200,6 +204,7 @@ def _prepare_graph(mask: Tensor) -> None:
 def _build(mask: Tensor) -> MaskIndex:
     module, stream, device = _native.cuda(), stream_of(mask), mask.get_device()
     n, (n_out, n_in) = mask.shape[:-2].numel(), mask.shape[-2:]
+    _forget_expired()  # with megabytes each, where masks come and go
     index, contiguous = _new_index(mask), mask.contiguous()
     index.streams.add(stream)
 

@@ -97,6 +97,20 @@ def test_tensors_elsewhere():
     assert_refused(raw_calls(x, weight, mask, x.new_ones(6, 4)))
 
 
+def test_indices_of_masks_that_are_gone_are_forgotten():
+    _masked_cuda.clear_mask_indices()
+    masks = [torch.zeros(4, 5, dtype=torch.bool) for _ in range(3)]
+    for mask in masks:
+        _masked_cuda.keep_dense(mask)
+    view, mask = masks[0][1:], None
+    del masks[:2]
+    _masked_cuda._forget_expired()
+    assert len(_masked_cuda._indices) == 2  # one is there, of one a view
+    del view, masks[:]
+    _masked_cuda._forget_expired()
+    assert not _masked_cuda._indices
+
+
 # ---- on a GPU
 
 
