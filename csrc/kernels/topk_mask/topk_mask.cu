@@ -23,7 +23,8 @@ namespace {
 
 constexpr int kRowThreads = 256;    // a row's block
 constexpr int kRowBlocks = 4;       // an SM: at 64 registers
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100)
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100)
 constexpr int kCountBlocks = 3;  // an SM has 1,536 threads there
 #else
 constexpr int kCountBlocks = 4;
