@@ -70,6 +70,13 @@ def has_room(device: int) -> bool:
     return torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
+def is_shared() -> bool:
+    """Whether this is one process of several, whose collectives (a broadcast of DistributedDataParallel's too) write to
+    masks and leave their version as it was."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
 def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | None:
     """The mask's index if a product of ``x`` with it, and ``n_products - 1`` gradients, are to take the sparse path."""
     n_weights = mask.numel()
@@ -78,8 +85,8 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
     n_samples, device = x.shape[-2], x.get_device()
     if not 0 < n_weights < 1 << 31 or not has_room(device):
         return None
-    if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference():
-        return None  # of an inference tensor changes cannot be seen
+    if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference() or is_shared():
+        return None  # changes could not be seen
     stream = torch._C._cuda_getCurrentRawStream(device)
     is_captured = stream != 0 and torch.cuda.is_current_stream_capturing()  # the default stream cannot be
     most = most_kept(n_weights, n_samples, n_products, is_captured)

@@ -325,9 +325,10 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     2,048 x 2,048 with 256 samples on. In a CUDA graph, where Python takes no time, that begins at 512 x 512, for masks
     that two calls of the warm-up on a side stream have seen. A changed mask is noticed by torch's version counter:
     after torch's own in-place operations and ``topk_mask(..., out=mask)``, not after writes through ``.data``, by other
-    libraries or in a graph's replay. The first call with a large mask waits for the device; later ones do not. A graph
-    keeps the mask it was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ alone
-    and in a batch, or in a graph and out of it.
+    libraries or in a graph's replay; nor after a collective of ``torch.distributed``, so that in a group of several
+    processes it is always torch's product. The first call with a large mask waits for the device; later ones do not. A
+    graph keeps the mask it was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ
+    alone and in a batch, or in a graph and out of it.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.

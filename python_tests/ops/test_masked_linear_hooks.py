@@ -97,6 +97,21 @@ def test_tensors_elsewhere():
     assert_refused(raw_calls(x, weight, mask, x.new_ones(6, 4)))
 
 
+def test_a_mask_that_collectives_may_write_to_has_no_index(monkeypatch):
+    """A broadcast leaves a mask's version as it was; see _masked_cuda.is_shared."""
+    x, _, mask, _ = layer(40, 5, 4, None, F32)
+    index = _masked_cuda._new_index(mask)
+    index.tensors = (mask,)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    for name, value in {"FEWEST_WEIGHTS": 0, "has_room": lambda device: True, "mask_index": lambda mask: index}.items():
+        monkeypatch.setattr(_masked_cuda, name, value)
+    monkeypatch.setattr(_masked_cuda, "most_kept", lambda *sizes: 1 << 40)
+    assert _masked_cuda.layer_index(x, mask) is index
+    for name, value in {"is_available": True, "is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value, raising=False)
+    assert _masked_cuda.layer_index(x, mask) is None
+
+
 def test_indices_of_masks_that_are_gone_are_forgotten():
     _masked_cuda.clear_mask_indices()
     masks = [torch.zeros(4, 5, dtype=torch.bool) for _ in range(3)]
