@@ -179,3 +179,24 @@ def test_devices_that_do_not_fit_are_named(cuda):
     x, y = on_gpu.x_train[:8], on_gpu.y_train[:8]
     with pytest.raises(ValueError, match="batch x: expected device cpu like the population, got cuda:0"):
         prune(population, "snip", 0.5, (x, y))
+
+
+def test_a_default_device_changes_nothing(cuda):
+    """On the CPU: test_odd_input.py."""
+    population, data = planted("circle").population, tasks.get("circle").sample(n=200)
+    batch = pruners.pruning_batch(data, "cross_entropy")
+
+    def results():
+        for on in (population, population.to(cuda)):
+            masks = prune(on, "synflow", 0.2, batch)
+            trained, popup = train(on, masks, data, epochs=1), pns.edge_popup(on, data, 0.3, epochs=1)
+            yield from (masks.flatten(), trained.test_loss, popup.scores.flatten(), trained.population.flatten())
+            yield pns.plant(tasks.get("circle").ticket(5), on).masks.flatten()
+            yield pns.ops.topk_mask(on.flatten(), 0.1, hint=0.5)
+
+    expected = list(results())
+    with cuda:
+        found = list(results())
+    for a, b in zip(found, expected, strict=True):
+        assert a.device == b.device
+        assert torch.equal(a, b)

@@ -18,6 +18,7 @@
 #define PNS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -38,11 +39,20 @@ struct CudaLaunch {
   int cluster = 1;          // blocks a cluster
 };
 
+// How much dynamic shared memory a kernel may have is a setting of the kernel, not of a launch: without this another thread
+// could lower it between the two.
+inline std::mutex& shared_memory_setting() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 // Launches without synchronising; `name` is what an error says. A function instead of <<<>>>, so that the same source
 // compiles under the emulator.
 template <typename... Params, typename... Args>
 void cuda_launch(const char* name, const CudaLaunch& launch, void (*kernel)(Params...), Args&&... args) {
+  std::unique_lock<std::mutex> lock(shared_memory_setting(), std::defer_lock);
   if (launch.shared_bytes > 0) {  // with the static shared memory it may be more than the 48 KB allowed unasked
+    lock.lock();
     cuda_check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           static_cast<int>(launch.shared_bytes)));
   }

@@ -70,6 +70,13 @@ def has_room(device: int) -> bool:
     return torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
+def is_shared() -> bool:
+    """Whether this is one process of several, whose collectives (a broadcast of DistributedDataParallel's too) write to
+    masks and leave their version as it was."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
 def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | None:
     """The mask's index if a product of ``x`` with it, and ``n_products - 1`` gradients, are to take the sparse path."""
     n_weights = mask.numel()
@@ -78,8 +85,8 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
     n_samples, device = x.shape[-2], x.get_device()
     if not 0 < n_weights < 1 << 31 or not has_room(device):
         return None
-    if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference():
-        return None  # of an inference tensor changes cannot be seen
+    if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference() or is_shared():
+        return None  # changes could not be seen
     stream = torch._C._cuda_getCurrentRawStream(device)
     is_captured = stream != 0 and torch.cuda.is_current_stream_capturing()  # the default stream cannot be
     most = most_kept(n_weights, n_samples, n_products, is_captured)
@@ -147,12 +154,18 @@ def _known(mask: Tensor) -> MaskIndex | None:
 
 def _remember(mask: Tensor, index: MaskIndex) -> MaskIndex:
     if len(_indices) >= MOST_INDICES:
-        for key in [key for key, index in _indices.items() if index.storage.expired()]:
-            del _indices[key]
-        if len(_indices) >= MOST_INDICES:
-            del _indices[next(iter(_indices))]
+        _forget_expired()
+        for oldest in list(_indices)[: max(0, len(_indices) + 1 - MOST_INDICES)]:
+            _indices.pop(oldest, None)
     _indices[_key(mask)] = index
     return index
+
+
+def _forget_expired() -> None:
+    """Of masks that are gone. Autograd's threads come here too, so keys are copied, and may be gone as well."""
+    for key in list(_indices):
+        if (index := _indices.get(key)) is not None and index.storage.expired():
+            _indices.pop(key, None)
 
 
 def clear_mask_indices() -> None:
@@ -198,6 +211,7 @@ def _prepare_graph(mask: Tensor) -> None:
 def _build(mask: Tensor) -> MaskIndex:
     module, stream, device = _native.cuda(), stream_of(mask), mask.get_device()
     n, (n_out, n_in) = mask.shape[:-2].numel(), mask.shape[-2:]
+    _forget_expired()  # with megabytes each, where masks come and go
     index, contiguous = _new_index(mask), mask.contiguous()
     index.streams.add(stream)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _native
 from . import _masked_cuda, _memory
-from ._library import FLOATS, HALVES, check_shape, check_tensor, library, pointer
+from ._library import FLOATS, HALVES, check_same_device, check_shape, check_tensor, library, pointer
 
 library.define("masked_product(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool transposed) -> Tensor")
 library.define("masked_outer(Tensor grad, Tensor x, Tensor mask) -> Tensor")
@@ -157,11 +157,13 @@ def _masked_backward_cpu(
 
 def _masked_product_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     check_product(x, weight, mask, bias, transposed)
+    check_same_device(x=x, weight=weight, mask=mask, bias=bias)
     return _masked_cuda.product(x, weight, mask, bias, transposed)
 
 
 def _masked_outer_cuda(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     _check_outer(grad, x, mask)
+    check_same_device(x=x, grad=grad, mask=mask)
     return _masked_cuda.outer(grad, x, mask)
 
 
@@ -169,6 +171,7 @@ def _masked_backward_cuda(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_backward(grad, x, weight, mask)
+    check_same_device(x=x, grad=grad, weight=weight, mask=mask)
     return _masked_cuda.backward(grad, x, weight, mask, wanted)
 
 

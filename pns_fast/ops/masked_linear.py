@@ -233,7 +233,7 @@ class _SparseOnCuda(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, mask, bias, index):
         ctx.save_for_backward(x, weight, mask)
-        ctx.index = index
+        ctx.index, ctx.kinds = index, _kinds(x, weight, mask)
         return _masked_cuda.sparse_product(index, x, weight, bias)
 
     @staticmethod
@@ -241,12 +241,17 @@ class _SparseOnCuda(torch.autograd.Function):
         x, weight, mask = ctx.saved_tensors
         wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
         # A hook on saved tensors may have brought others than were checked.
-        if torch.is_grad_enabled() or not _masked_cuda.may_launch(grad, x, weight, mask):
+        is_as_checked = _masked_cuda.may_launch(grad, x, weight, mask) and _kinds(x, weight, mask) == ctx.kinds
+        if torch.is_grad_enabled() or not is_as_checked:
             wanted = (wants_x, wants_weight, wants_bias)
             grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
             return grad_x, grad_weight, None, grad_bias, None
         grad_x, grad_weight = _masked_cuda.sparse_gradients(ctx.index, grad, x, weight, wants_x, wants_weight)
         return grad_x, grad_weight, None, grad.sum(-2) if wants_bias else None, None
+
+
+def _kinds(*tensors: Tensor) -> list[tuple]:
+    return [(t.shape, t.dtype, t.get_device()) for t in tensors]
 
 
 def _is_plain_on_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
@@ -319,10 +324,11 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     alone are estimated to take less time, calls from Python included: float32, densities up to about 0.1, from about
     2,048 x 2,048 with 256 samples on. In a CUDA graph, where Python takes no time, that begins at 512 x 512, for masks
     that two calls of the warm-up on a side stream have seen. A changed mask is noticed by torch's version counter:
-    after torch's own in-place operations and ``topk_mask(..., out=mask)``, not after writes through ``.data`` or by
-    other libraries. The first call with a large mask waits for the device; later ones do not. A graph keeps the mask it
-    was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ alone and in a batch, or
-    in a graph and out of it.
+    after torch's own in-place operations and ``topk_mask(..., out=mask)``, not after writes through ``.data``, by other
+    libraries or in a graph's replay; nor after a collective of ``torch.distributed``, so that in a group of several
+    processes it is always torch's product. The first call with a large mask waits for the device; later ones do not. A
+    graph keeps the mask it was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ
+    alone and in a batch, or in a graph and out of it.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.

@@ -1,5 +1,7 @@
 """Masked layers, models, mask files, the optimiser hook and prune_module on a GPU."""
 
+import copy
+
 import pytest
 import torch
 from tolerances import TOLERANCES
@@ -64,6 +66,39 @@ def test_masked_layers_compute_and_learn_as_on_the_cpu(cuda):
     for theirs, ours in zip(*results, strict=True):
         scale = theirs.detach().abs().max().clamp_min(1e-30)  # a layer may keep no bias
         close(ours.detach().cpu() / scale, theirs / scale, "float32_gradient")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels"])
+def test_masked_convolutions_compute_and_learn_as_on_the_cpu(cuda, memory_format):
+    """With a ReLU behind and without one; twice differentiated, as GraSP does."""
+    x, y = numbers(16, 1, 8, 8).double(), torch.arange(16) % 5
+    results = []
+    for device in ("cpu", cuda):
+        model = pruned(convnet()).double().to(device, memory_format=memory_format)
+        output = model(x.to(device))
+        parameters = list(model.parameters())
+        loss = F.cross_entropy(output, y.to(device))
+        grads = torch.autograd.grad(loss, parameters, create_graph=True)
+        again = torch.autograd.grad(
+            sum((g * p.detach()).sum() for g, p in zip(grads, parameters, strict=True)), parameters
+        )
+        results.append([output, *grads, *again])
+        for (name, mask), grad in zip(get_masks(model).items(), grads, strict=True):
+            assert not grad[~mask].any(), name
+    for theirs, ours in zip(*results, strict=True):
+        close(ours, theirs, "float64")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_convolution_reads_nothing_pruned(cuda, dtype):
+    layer = pruned(convnet())[0].to(cuda, dtype)
+    clean, x = copy.deepcopy(layer), numbers(4, 1, 8, 8).to(cuda, dtype)
+    with torch.no_grad():
+        if dtype == torch.float32:  # in half precision weights are multiplied by their mask
+            layer.weight[~layer.weight_mask] = torch.nan
+        layer.bias[~layer.bias_mask] = torch.inf
+    assert torch.equal(layer(x), clean(x))
+    assert layer(x).dtype == dtype
 
 
 def test_a_model_moved_first_and_masked_then(cuda):

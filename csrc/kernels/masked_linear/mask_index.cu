@@ -200,7 +200,8 @@ void launch_select(const CudaSelect& p, const CudaQueue& queue) {
   switch (p.element_bytes) {
     case 2: return mask_index::launch_select_of<uint16_t>(p, queue.stream);
     case 4: return mask_index::launch_select_of<uint32_t>(p, queue.stream);
-    default: return mask_index::launch_select_of<uint64_t>(p, queue.stream);
+    case 8: return mask_index::launch_select_of<uint64_t>(p, queue.stream);
+    default: throw std::invalid_argument("masked_linear: expected elements of 2, 4 or 8 bytes");
   }
 }
 

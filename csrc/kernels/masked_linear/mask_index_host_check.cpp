@@ -96,6 +96,13 @@ void check_host_side() {
   REQUIRE(message == "masked_linear: invalid configuration argument", "'%s'", message.c_str());
   launch_select({1, 4, &value, &kept, &value}, {1, nullptr});  // in place
   REQUIRE(value == 0 && m.device == 0, "device %d", m.device);
+  bool is_refused = false;
+  try {
+    launch_select({1, 16, &value, &kept, &value}, {1, nullptr});
+  } catch (const std::invalid_argument&) {
+    is_refused = true;
+  }
+  REQUIRE(is_refused && m.device == 0, "elements of 16 bytes, device %d", m.device);
   ++n_cases;
 }
 

@@ -23,6 +23,12 @@ namespace {
 
 constexpr int kRowThreads = 256;    // a row's block
 constexpr int kRowBlocks = 4;       // an SM: at 64 registers
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100)
+constexpr int kCountBlocks = 3;  // an SM has 1,536 threads there
+#else
+constexpr int kCountBlocks = 4;
+#endif
 constexpr int kSmallThreads = 128;  // a row of at most kSmallRow scores has no work for more
 constexpr int64_t kSmallRow = 2048;
 
@@ -171,7 +177,8 @@ __device__ void count_chunks(const Rows<T>& rows, const Plan& plan, const RadixW
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 4) topk_count_kernel(Rows<T> rows, Plan plan, RadixWorkspace w, int pass) {
+__global__ void __launch_bounds__(kThreads, kCountBlocks) topk_count_kernel(Rows<T> rows, Plan plan, RadixWorkspace w,
+                                                                           int pass) {
   if (w.states != nullptr && w.states[blockIdx.y].outcome != Outcome::kFailed) return;
   count_chunks(rows, plan, w, pass);
 }
