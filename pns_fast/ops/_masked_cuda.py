@@ -363,8 +363,14 @@ def sparse_gradients(
 # ---- the three ops; the arguments are checked
 
 
+def _index_of_op(x: Tensor, mask: Tensor) -> MaskIndex | None:
+    """None in a graph: torch.compile captures these unasked, and its replays would not see the mask change."""
+    is_captured = stream_of(x) != 0 and torch.cuda.is_current_stream_capturing()
+    return None if is_captured else layer_index(x, mask)
+
+
 def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    index = layer_index(x, mask)
+    index = _index_of_op(x, mask)
     if index is not None:
         return sparse_product(index, x, weight, bias, transposed)
     with torch.no_grad(), _exactly(x):
@@ -373,7 +379,7 @@ def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transp
 
 
 def outer(grad: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    index = layer_index(x, mask)
+    index = _index_of_op(x, mask)
     if index is not None:
         return sparse_gradients(index, grad, x, mask, False, True)[1]
     with torch.no_grad(), _exactly(x):

@@ -134,7 +134,7 @@ def _check(parameters, mask, widths, x_train, y_train, x_test, y_test, dataset, 
         raise ValueError(f"step_epochs: expected >= 1, got {options['step_epochs']}")
     if not 0.0 <= options["density"] <= 1.0:
         raise ValueError(f"density: expected a value in [0, 1], got {options['density']}")
-    if x_train.shape[1] == 0 or x_test.shape[1] == 0 or x_train.shape[1] >= 2**31:
+    if not all(1 <= x.shape[1] < 2**31 for x in (x_train, x_test)):
         raise ValueError("x_train, x_test: expected between 1 and 2**31 - 1 samples")
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     check_same_device(parameters=parameters, mask=mask, dataset=dataset, keys=keys, scores=scores, **data)

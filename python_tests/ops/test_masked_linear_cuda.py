@@ -453,6 +453,19 @@ def test_an_unknown_mask_is_captured_dense(cuda, path):
     assert_all_close(got, twin(on("cpu", arguments)), "float32_gradient")
 
 
+@pytest.mark.parametrize("path", ["sparse"], indirect=True)
+def test_a_graph_of_torch_compile_sees_the_mask_change(cuda, path):
+    x, weight, mask, bias, _ = on(cuda, arguments_of(64, 300, 70, density=0.1))
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.masked_linear, fullgraph=True, backend="cudagraphs")
+    with torch.no_grad():
+        for _ in range(4):  # the first are a warm-up
+            compiled(x, weight, mask, bias)
+        mask.logical_not_()
+        got, expected = compiled(x, weight, mask, bias), ops.masked_linear(x, weight, mask, bias)
+    assert_close(got, expected, "float32_gradient")
+
+
 @two_paths
 def test_every_device_and_the_current_one_stays(cuda, path):
     arguments = arguments_of(64, 300, 70, density=0.1)

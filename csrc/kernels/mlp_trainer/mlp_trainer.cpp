@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "core/flush_denormals.h"
@@ -19,6 +20,12 @@ namespace {
 
 // The truth: compressed layers only, one sample and one parameter at a time.
 struct PlainStep {
+  static void gather(Network& net, const float* x, const uint32_t* index, int64_t n_batch) {
+    for (const int64_t f : net.features) {
+      for (int64_t b = 0; b < n_batch; ++b) net.input[f * net.batch_stride + b] = x[index[b] * net.n_inputs + f];
+    }
+  }
+
   static void forward(Network& net, int64_t n_batch) {
     for (size_t l = 0; l < net.layers.size(); ++l) {
       Layer& layer = net.layers[l];
@@ -132,7 +139,7 @@ StepFunctions step_functions() {
     default: break;
   }
 #endif
-  return {0, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::select, PlainStep::epoch_order};
+  return {0, PlainStep::gather, PlainStep::forward, PlainStep::loss, PlainStep::backward, PlainStep::select, PlainStep::epoch_order};
 }
 
 // One data set of the call: row-major samples.
@@ -222,7 +229,7 @@ class NetworkTrainer {
     for (int64_t at = 0; at < train.n; at += p_.batch_size) {
       if (stop()) return false;
       const int64_t n_batch = std::min(p_.batch_size, train.n - at);
-      gather(train, n_batch, [&](int64_t b) { return int64_t{order_[at + b]}; });
+      gather(train, order_.data() + at, n_batch);
       step_.forward(net_, n_batch);
       sum += step_.loss(net_, n_batch, p_.loss, true);
       beta1_power_ *= p_.beta1, beta2_power_ *= p_.beta2;
@@ -256,18 +263,13 @@ class NetworkTrainer {
             static_cast<float>(1 / std::sqrt(correction2))};
   }
 
-  template <typename Index>
-  void gather(const Samples& data, int64_t n_batch, Index&& index_of) {
-    const int64_t stride = net_.batch_stride, n_in = net_.n_inputs, n_out = net_.layers.back().n_out;
-    const auto transpose = [&](const float* rows, int64_t n, float* to) {
-      for (int64_t f = 0; f < n; ++f, to += stride) {
-        for (int64_t b = 0; b < n_batch; ++b) to[b] = rows[index_of(b) * n + f];
-      }
-    };
-    transpose(data.x, n_in, net_.input.data());
-    if (data.y != nullptr) transpose(data.y, n_out, net_.target.data());
-    if (data.label == nullptr) return;
-    for (int64_t b = 0; b < n_batch; ++b) net_.label[b] = data.label[index_of(b)];
+  void gather(const Samples& data, const uint32_t* index, int64_t n_batch) {
+    const int64_t stride = net_.batch_stride, n_out = net_.layers.back().n_out;
+    step_.gather(net_, data.x, index, n_batch);
+    for (int64_t b = 0; data.label != nullptr && b < n_batch; ++b) net_.label[b] = data.label[index[b]];
+    for (int64_t o = 0; data.y != nullptr && o < n_out; ++o) {
+      for (int64_t b = 0; b < n_batch; ++b) net_.target[o * stride + b] = data.y[index[b] * n_out + o];
+    }
   }
 
   template <typename Stop>
@@ -275,10 +277,12 @@ class NetworkTrainer {
     if (p_.optimizer == Optimizer::kGradient) return;
     const int64_t n_out = net_.layers.back().n_out;
     MetricSums sums(n_out);
+    std::vector<uint32_t> index(net_.batch_stride);
     double total = 0;
     for (int64_t at = 0; at < test.n && !stop(); at += net_.batch_stride) {
       const int64_t n_batch = std::min(net_.batch_stride, test.n - at);
-      gather(test, n_batch, [&](int64_t b) { return at + b; });
+      std::iota(index.begin(), index.end(), static_cast<uint32_t>(at));
+      gather(test, index.data(), n_batch);
       step_.forward(net_, n_batch);
       total += step_.loss(net_, n_batch, p_.loss, false);
       add_metric(n_batch, &sums);

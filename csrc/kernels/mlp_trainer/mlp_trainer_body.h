@@ -36,6 +36,25 @@ struct MlpStep {
     for (; v < n; ++v) f(std::integral_constant<int, 1>(), v * W);
   }
 
+  // Blocks of W features and W samples are transposed. Lanes behind the batch repeat its last sample.
+  static void gather(Network& net, const float* x, const uint32_t* index, int64_t n_batch) {
+    const int64_t stride = net.batch_stride, n = net.n_inputs;
+    float* input = net.input.data();
+    for (const int64_t f : net.features) {
+      for (int64_t b = 0; b < n_batch; ++b) input[f * stride + b] = x[index[b] * n + f];
+    }
+    for (int64_t b = 0; b < n_batch && !net.feature_blocks.empty(); b += W) {
+      const float* sample[W];
+      for (int64_t j = 0; j < W; ++j) sample[j] = x + index[std::min(b + j, n_batch - 1)] * n;
+      for (const int64_t f : net.feature_blocks) {
+        Vector block[W];
+        for (int j = 0; j < W; ++j) block[j] = Vector::load(sample[j] + f);
+        transpose(block);
+        for (int j = 0; j < W; ++j) block[j].store(input + (f + j) * stride + b);
+      }
+    }
+  }
+
   static void forward(Network& net, int64_t n_batch) {
     for (size_t l = 0; l < net.layers.size(); ++l) {
       net.in_shares([&](Share share) { layer_forward(net, l, n_batch, share); });
@@ -343,7 +362,7 @@ struct MlpStep {
 template <int W>
 StepFunctions step_functions() {
   using Step = MlpStep<W>;
-  return {W, Step::forward, Step::loss, Step::backward, Selection<W>::run, BatchOrder<W>::run};
+  return {W, Step::gather, Step::forward, Step::loss, Step::backward, Selection<W>::run, BatchOrder<W>::run};
 }
 
 }  // namespace

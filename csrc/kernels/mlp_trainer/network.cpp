@@ -94,6 +94,25 @@ void sort_rows(Layer& layer) {
   }
 }
 
+// The features that a first layer's products read, before fill_columns. A block of them, transposed, takes about as long as
+// a third as many taken alone.
+void list_features(const Layer& layer, int lanes, std::vector<int64_t>& blocks, std::vector<int64_t>& alone) {
+  std::vector<uint8_t> is_read(layer.n_in, layer.is_dense);
+  for (int64_t k = 0; k < layer.n_entries; ++k) is_read[layer.row_column[k]] = 1;
+  blocks.clear(), alone.clear();
+  for (int64_t f = 0; f < layer.n_in;) {
+    const int64_t end = std::min(f + std::max(lanes, 1), layer.n_in);
+    const int64_t n_read = std::count(is_read.begin() + f, is_read.begin() + end, 1);
+    if (end - f == lanes && 3 * n_read > lanes) {
+      blocks.push_back(f), f = end;
+    } else {
+      for (; f < end; ++f) {
+        if (is_read[f]) alone.push_back(f);
+      }
+    }
+  }
+}
+
 // Live neurons next to each other, unless a matrix or the loss is to find all of them in their own order.
 void fill_places(Layer& layer, bool keeps_order, int64_t batch_stride) {
   layer.place.assign_zero(padded(layer.n_live));
@@ -236,6 +255,7 @@ void Network::load(const MlpTrainerParams& p, int64_t i, int lanes) {
     n_multiplied += layer.is_dense ? layer.n_stored() : layer.n_entries;
     layer.output.assign_zero(layer.n_out * batch_stride), layer.delta.assign_zero(layer.n_out * batch_stride);
   }
+  list_features(layers[0], lanes, feature_blocks, features);
   std::vector<int32_t> input_place(n_inputs);
   for (int64_t f = 0; f < n_inputs; ++f) input_place[f] = static_cast<int32_t>(f * batch_stride);
   for (int64_t l = 0; l < p.n_layers; ++l) {

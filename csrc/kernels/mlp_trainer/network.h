@@ -136,6 +136,9 @@ struct Network {
   std::vector<ScorePart> score_parts;  // edge-popup: weights and biases of each layer
   int64_t n_inputs = 0, batch_stride = 0;
   AlignedBuffer<float> input;        // [n_0][batch_stride]
+  // The features that the first layer reads, the others are left out of the input: the first of those to be taken a vector
+  // at a time, and those to be taken alone.
+  std::vector<int64_t> feature_blocks, features;
   // Of dense gradients, a member's: inputs transposed [batch_stride][widest], and rows of the gradient.
   AlignedBuffer<float> scratch;      // [members][batch_stride + kGradientRows][widest], the widest padded(n_in)
   // Of a compressed layer [n_stored]: each tile of a batch is added to the ones before; or, where threads make several at a
@@ -177,6 +180,8 @@ struct UpdateRule {
 
 struct StepFunctions {
   int lanes;  // of a vector; 0: there is no dense path
+  // The features of samples index[0, n_batch) of the row-major x into `input`.
+  void (*gather)(Network& net, const float* x, const uint32_t* index, int64_t n_batch);
   // Outputs of every layer for n_batch samples of `input`.
   void (*forward)(Network& net, int64_t n_batch);
   // Sum of the samples' losses; with write_delta the last layer's delta, the gradient of the batch mean.
