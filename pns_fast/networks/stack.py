@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """``widths`` as a tuple of ints, or an error saying what is wrong with it."""
+    if isinstance(widths, np.ndarray):
+        widths = widths.tolist()
     if isinstance(widths, (str, bytes)) or not isinstance(widths, Sequence):
         raise TypeError(f"widths: expected a sequence of ints, got {type(widths).__name__}")
     for width in widths:

@@ -17,6 +17,7 @@ from .model import NamedMasks, check_masks, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def score_module(
     model: nn.Module,
     pruner: str,
@@ -52,6 +53,7 @@ def score_module(
     return _scores(model, pruner, masks, start, check_batches(batches), loss_fn, _key(seed))
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def prune_module(
     model: nn.Module,
     pruner: str,

@@ -72,6 +72,11 @@ def moved(t: Tensor, population: Population) -> Tensor:
     return t.to(population.device) if isinstance(t, Tensor) and t.device.type == "cpu" else t
 
 
+def differentiable(t: object) -> object:
+    """``t``, or a copy if it is a tensor made in inference mode: autograd saves no such tensor."""
+    return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
+
+
 def check_inputs(name: str, x: Tensor, population: Population, values: bool = True) -> None:
     """``x [..., n_0]`` must be of floating point and, if ``values``, finite and on the population's device."""
     n_0 = population.widths[0]
