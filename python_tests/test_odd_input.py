@@ -35,6 +35,8 @@ def test_counts_and_seeds_of_numpy():
     assert torch.equal(a.flatten(), b.flatten())
     assert torch.equal(pns.init_population(np.array(WIDTHS), n=3, seed=2).flatten(), population.flatten())
     assert CIRCLE.ticket(4).density(np.array(WIDTHS)) == CIRCLE.ticket(4).density(WIDTHS)
+    a, b = (pns.init_population(WIDTHS, n=3, seed=seeds) for seeds in (np.arange(3), [0, 1, 2]))
+    assert torch.equal(a.flatten(), b.flatten())
     assert pns.nn.SupermaskLinear(4, 4, keep=np.float32(0.5)).density == 0.5
 
 
