@@ -121,6 +121,7 @@ def test_to_dtype(population):
     assert double.dtype == torch.float64
     assert torch.equal(double.flatten().float(), population.flatten())
 
+
 def test_to_takes_a_dtype_first_as_torch_does():
     population = pns.init_population((2, 3, 1))
     assert population.to(torch.float64).dtype == population.to("cpu", torch.float64).dtype == torch.float64
