@@ -44,7 +44,7 @@ def keep_count(keep: int | float, n: int) -> int:
 
 def check_rank(k) -> int:
     """``k`` of the k-th largest; how many there are is looked at where the scores are."""
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
+    if isinstance(k, bool) or not isinstance(k, (int, numbers.Integral)):  # int first: an abstract class costs more
         raise TypeError(f"k: expected an int, got {type(k).__name__}")
     if not -(2**63) <= k < 2**63:
         raise ValueError(f"k: expected 1 <= k <= n (the last dimension of scores), got {k}")
