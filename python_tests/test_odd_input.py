@@ -82,6 +82,8 @@ def pruned_and_trained(data):
     for name in ("snip", "grasp", "synflow", "force"):
         yield pns.prune(population, name, 0.5, batch, rounds=2).flatten()
         yield from pns.prune_module(network(), name, 0.5, batch, F.cross_entropy, rounds=2).values()
+    yield pns.prune(population, "snip", 0.5, batch, masks=pns.Masks.full(population)).flatten()
+    yield from pns.prune_module(pns.nn.mask_model(network()), "snip", 0.5, batch, F.cross_entropy).values()
     yield pns.pruners.score(population, "snip", batch)
     yield from pns.nn.score_module(network(), "snip", batch, F.cross_entropy).values()
     yield pns.multishot(population, "snip", 0.5, data, rounds=1, round_epochs=1, epochs=1).masks.flatten()

@@ -64,7 +64,7 @@ def check_masks(population: Population, masks: Masks | None) -> Masks:
     if not isinstance(masks, Masks):
         raise TypeError(f"masks: expected Masks or None, got {type(masks).__name__}")
     masks.check_fits(population)
-    return masks
+    return Masks(*([differentiable(m) for m in part] for part in (masks.weights, masks.biases)))
 
 
 def moved(t: Tensor, population: Population) -> Tensor:
