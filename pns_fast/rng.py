@@ -22,6 +22,8 @@ def network_keys(seed: int | Sequence[int], n: int) -> list[tuple[int, int]]:
     An int gives ``(seed, 0) ... (seed, n - 1)``. A sequence of ``n`` ints gives ``(seed[i], 0)``: that is how
     a sweep trains networks of many seeds in one call and gets the numbers each would get alone.
     """
+    if isinstance(seed, np.ndarray):
+        seed = seed.tolist()
     if _is_int(seed):
         seeds, networks = [seed] * n, list(range(n))
     elif isinstance(seed, Sequence) and not isinstance(seed, str) and all(map(_is_int, seed)):

@@ -33,6 +33,11 @@ def test_counts_and_seeds_of_numpy():
     assert torch.equal(CIRCLE.sample(n=np.int64(50), seed=two).x_train, CIRCLE.sample(n=50, seed=2).x_train)
     a, b = (pns.prune(population, "random", 0.5, seed=seed, rounds=n) for seed, n in ((two, two), (2, 2)))
     assert torch.equal(a.flatten(), b.flatten())
+    assert torch.equal(pns.init_population(np.array(WIDTHS), n=3, seed=2).flatten(), population.flatten())
+    assert CIRCLE.ticket(4).density(np.array(WIDTHS)) == CIRCLE.ticket(4).density(WIDTHS)
+    a, b = (pns.init_population(WIDTHS, n=3, seed=seeds) for seeds in (np.arange(3), [0, 1, 2]))
+    assert torch.equal(a.flatten(), b.flatten())
+    assert pns.nn.SupermaskLinear(4, 4, keep=np.float32(0.5)).density == 0.5
 
 
 def test_batch_sizes_of_numpy_train_modules():
@@ -68,6 +73,33 @@ def test_inputs_that_want_gradients_give_results_that_do_not():
         found = result.train_loss, result.test_loss, result.metric, result.population.flatten()
         expected = plain.train_loss, plain.test_loss, plain.metric, plain.population.flatten()
         assert not any(t.requires_grad for t in found)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def pruned_and_trained(data):
+    """What needs gradients inside, though no result wants any."""
+    population, batch = pns.init_population(WIDTHS, n=2), (data.x_train * 1, data.y_train * 1)
+    for name in ("snip", "grasp", "synflow", "force"):
+        yield pns.prune(population, name, 0.5, batch, rounds=2).flatten()
+        yield from pns.prune_module(network(), name, 0.5, batch, F.cross_entropy, rounds=2).values()
+    yield pns.prune(population, "snip", 0.5, batch, masks=pns.Masks.full(population)).flatten()
+    yield from pns.prune_module(pns.nn.mask_model(network()), "snip", 0.5, batch, F.cross_entropy).values()
+    yield pns.pruners.score(population, "snip", batch)
+    yield from pns.nn.score_module(network(), "snip", batch, F.cross_entropy).values()
+    yield pns.multishot(population, "snip", 0.5, data, rounds=1, round_epochs=1, epochs=1).masks.flatten()
+    found = pns.multishot_module(network(), "snip", 0.5, data, rounds=1, round_epochs=1, epochs=1)
+    yield from (*found.masks.values(), found.result.test_loss)
+    yield pns.train_module(network(), found.masks, data, epochs=1).test_loss
+    yield pns.edge_popup_module(network(), data, 0.5, epochs=1).test_loss
+
+
+def test_gradients_are_taken_wherever_the_caller_is():
+    """In inference mode run Lightning's hooks of a validation; tensors that it makes cannot be saved for backward."""
+    data = CIRCLE.sample(n=100)
+    expected = list(pruned_and_trained(data))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = list(pruned_and_trained(data))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

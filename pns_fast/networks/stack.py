@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """``widths`` as a tuple of ints, or an error saying what is wrong with it."""
+    if isinstance(widths, np.ndarray):
+        widths = widths.tolist()
     if isinstance(widths, (str, bytes)) or not isinstance(widths, Sequence):
         raise TypeError(f"widths: expected a sequence of ints, got {type(widths).__name__}")
     for width in widths:
@@ -145,8 +147,12 @@ class LayerStack:
         index = index.to(self.device)
         return type(self)([w[index] for w in self.weights], [b[index] for b in self.biases])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same parameters on another device or in another dtype."""
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same parameters on another device or in another dtype; a dtype alone may come first, as in torch."""
+        if isinstance(device, torch.dtype) and dtype is None:
+            device, dtype = None, device
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, got {dtype!r}")
         try:
             device = None if device is None else torch.device(device)
         except (TypeError, RuntimeError) as error:

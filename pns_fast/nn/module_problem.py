@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ..pruners.checks import differentiable
 from ..pruners.problem import ScoringProblem
 from .masked_layer import MaskedLayer
 from .supermask_layer import SupermaskLayer
@@ -168,7 +169,7 @@ def check_batches(batches: Iterable | None) -> Batches:
         inputs = tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else (batch[0],)
         if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].dim() == 0 or len(inputs[0]) == 0:
             raise ValueError(f"batches[{i}]: expected x [samples > 0, ...] or a tuple of such tensors")
-        pairs.append((inputs, batch[1]))
+        pairs.append((tuple(differentiable(x) for x in inputs), differentiable(batch[1])))
     return pairs
 
 

@@ -10,13 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import ops, rng
 from ..pruners import SCOPES, allocate, registry, round_density
-from ..pruners.checks import check_choice, check_count, check_density
+from ..pruners.checks import check_choice, check_count, check_density, differentiable
 from ..pruners.prune import SCHEDULES
 from .masked_layer import check_mask
 from .model import NamedMasks, check_masks, get_masks, unwrap
 from .module_problem import Batches, ModuleProblem, check_batches, evaluating, prunable_parameters
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def score_module(
     model: nn.Module,
     pruner: str,
@@ -52,6 +53,7 @@ def score_module(
     return _scores(model, pruner, masks, start, check_batches(batches), loss_fn, _key(seed))
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def prune_module(
     model: nn.Module,
     pruner: str,
@@ -141,7 +143,7 @@ def _start_masks(
         if name in parameters:
             check_mask(f"masks[{name!r}]", mask, parameters[name])
     full = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
-    return {name: given[name].to(m.device) if name in given else m for name, m in full.items()}
+    return {name: differentiable(given[name].to(m.device)) if name in given else m for name, m in full.items()}
 
 
 def _scores(

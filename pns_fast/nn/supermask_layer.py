@@ -6,6 +6,7 @@ import copy
 import math
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,11 +91,11 @@ def subnet_become_plain(layer: SupermaskLayer) -> None:
 
 
 def check_keep(keep: float, name: str = "keep") -> float:
-    if not isinstance(keep, float):
+    if not isinstance(keep, (float, np.floating)):
         raise TypeError(f"{name}: expected a float, the fraction kept, got {keep!r}")
     if not 0 <= keep <= 1:
         raise ValueError(f"{name}: expected a fraction in [0, 1], got {keep!r}")
-    return keep
+    return keep if isinstance(keep, float) else float(keep)
 
 
 def supermask(scores: Tensor, keep: float) -> Tensor:

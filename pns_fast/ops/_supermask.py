@@ -73,5 +73,4 @@ def supermask(scores: Tensor, keep: int | float) -> Tensor:
         (tensor([0., 1., 1.]), tensor([1., 1., 1.]))
     """
     check_tensor("scores", scores)
-    check_keep(keep)
-    return _supermask(scores, keep)
+    return _supermask(scores, check_keep(keep))

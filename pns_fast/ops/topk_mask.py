@@ -384,7 +384,9 @@ def topk_mask(
         >>> topk_mask(torch.tensor([0.1, 3.0, 0.2, 0.2]), 2, hint=0.25, return_threshold=True)[1]
         tensor(0.2000)
     """
-    check_keep(keep)
+    keep = check_keep(keep)
+    if ties != "index":
+        _check_ties(ties)  # the op would say only that None is no str
     if not isinstance(scores, Tensor):
         return _topk_mask_of_list(scores, keep, ties, hint, return_threshold, out, check)
     check_tensor("scores", scores)
@@ -458,7 +460,7 @@ def kth_largest(scores: Tensor, k: int, *, hint: float | Tensor | None = None) -
         tensor([3.])
     """
     check_tensor("scores", scores)
-    check_rank(k)
+    k = check_rank(k)
     scores = _without_gradient(scores)
     overload = _kth_largest_cuda if _is_on_cuda_alone(scores) else _OPS.kth_largest.default
     if hint is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..networks import Population
-from .checks import LOSSES, check_choice, check_count, check_inputs, check_targets, moved
+from .checks import LOSSES, check_choice, check_count, check_inputs, check_targets, differentiable, moved
 
 if TYPE_CHECKING:
     from ..tasks import Data
@@ -84,7 +84,7 @@ def check_batch(batch: tuple[Tensor, Tensor] | None, population: Population, los
         return None
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(f"batch: expected (x, y) or None, got {type(batch).__name__}")
-    x, y = (moved(part, population) for part in batch)
+    x, y = (differentiable(moved(part, population)) for part in batch)
     check_inputs("batch x", x, population)
     n, n_samples = population.n, x.shape[-2]
     if x.dim() > 3 or (x.dim() == 3 and len(x) != n):

@@ -64,12 +64,17 @@ def check_masks(population: Population, masks: Masks | None) -> Masks:
     if not isinstance(masks, Masks):
         raise TypeError(f"masks: expected Masks or None, got {type(masks).__name__}")
     masks.check_fits(population)
-    return masks
+    return Masks(*([differentiable(m) for m in part] for part in (masks.weights, masks.biases)))
 
 
 def moved(t: Tensor, population: Population) -> Tensor:
     """A tensor on the CPU goes to the population's device: samples may wait there for networks on a GPU."""
     return t.to(population.device) if isinstance(t, Tensor) and t.device.type == "cpu" else t
+
+
+def differentiable(t: object) -> object:
+    """``t``, or a copy if it is a tensor made in inference mode: autograd saves no such tensor."""
+    return t.clone() if isinstance(t, Tensor) and t.is_inference() else t
 
 
 def check_inputs(name: str, x: Tensor, population: Population, values: bool = True) -> None:

@@ -20,6 +20,7 @@ from .problem import PopulationProblem
 SCHEDULES = ("exponential", "linear")
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def score(
     population: Population,
     name: str,
@@ -172,6 +173,7 @@ def _flat_masks(masks: Masks | None, scores: Tensor, widths: Sequence[int]) -> T
     return masks.flatten()
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def prune(
     population: Population,
     name: str,

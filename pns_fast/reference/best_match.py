@@ -20,8 +20,8 @@ def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: T
     """See :func:`pns_fast.ops.best_match`."""
     lead, (n_targets, n_candidates) = target.shape[:-2], (target.shape[-2], candidates.shape[-2])
     out_dtype = torch.promote_types(target.dtype, candidates.dtype)
-    target = target.double().reshape(-1, *target.shape[-2:])
-    candidates = candidates.double().reshape(-1, *candidates.shape[-2:])
+    target = target.double().reshape(lead.numel(), *target.shape[-2:])
+    candidates = candidates.double().reshape(lead.numel(), *candidates.shape[-2:])
     support = support.reshape(target.shape)
     index = torch.full((len(target), n_targets), -1, dtype=torch.int64)
     scale = torch.ones(len(target), n_targets, dtype=torch.float64)
@@ -29,7 +29,7 @@ def best_match(target: Tensor, support: Tensor, candidates: Tensor, available: T
     for b in range(len(target)):
         free = torch.ones(n_candidates, dtype=torch.bool)
         if available is not None:
-            free = available.reshape(-1, n_candidates)[b].clone()
+            free = available.reshape(lead.numel(), n_candidates)[b].clone()
         for t in range(n_targets):
             on = support[b, t]
             theta, m = target[b, t, on], candidates[b][:, on]

@@ -130,6 +130,8 @@ def as_ticket(ticket: Ticket | Sequence[tuple[Tensor, Tensor]]) -> Ticket:
         return ticket
     if isinstance(ticket, (str, Tensor)) or not isinstance(ticket, Sequence):
         raise TypeError(f"ticket: expected a Ticket or a list of (weight, bias) pairs, got {type(ticket).__name__}")
+    if not ticket:
+        raise ValueError("ticket: expected at least one (weight, bias) pair, got none")
     for l, pair in enumerate(ticket):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"ticket[{l}]: expected a (weight, bias) pair, got {type(pair).__name__}")

@@ -26,6 +26,7 @@ class ModulePopupResult(ModuleResult):
     masks: dict[str, Tensor]
 
 
+@torch.inference_mode(False)  # wherever the caller is, as the native trainer
 def edge_popup_module(
     model: nn.Module,
     data: Any,

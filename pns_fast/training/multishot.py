@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import rng
@@ -43,6 +44,7 @@ class MultishotResult:
         return self.result.diverged
 
 
+@torch.inference_mode(False)  # scores are gradients, wherever the caller is
 def multishot(
     population: Population,
     pruner: str | Sequence[str],

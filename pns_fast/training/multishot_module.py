@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..nn.model import get_masks, unwrap
@@ -29,6 +30,7 @@ class ModuleMultishotResult:
     result: ModuleResult
 
 
+@torch.inference_mode(False)  # wherever the caller is, as the native trainer
 def multishot_module(
     model: nn.Module,
     pruner: str,

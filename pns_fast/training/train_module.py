@@ -32,6 +32,7 @@ class ModuleResult:
         return not bool(torch.isfinite(torch.cat([self.train_loss, self.test_loss])).all())
 
 
+@torch.inference_mode(False)  # wherever the caller is, as the native trainer
 def train_module(
     model: nn.Module,
     masks: NamedMasks | None,

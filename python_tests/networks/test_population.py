@@ -122,6 +122,15 @@ def test_to_dtype(population):
     assert torch.equal(double.flatten().float(), population.flatten())
 
 
+def test_to_takes_a_dtype_first_as_torch_does():
+    population = pns.init_population((2, 3, 1))
+    assert population.to(torch.float64).dtype == population.to("cpu", torch.float64).dtype == torch.float64
+    with pytest.raises(TypeError, match=r"dtype: .* got 'float64'"):
+        population.to(dtype="float64")
+    with pytest.raises(ValueError, match="device: expected a "):
+        population.to(torch.float64, torch.float64)
+
+
 W, B = torch.zeros(2, 3, 1), torch.zeros(2, 3)
 
 

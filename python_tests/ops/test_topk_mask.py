@@ -332,7 +332,7 @@ WRONG_CALLS = {
     "keep is bool": (TypeError, "keep", (S, True)),
     "keep is a string": (TypeError, "keep", (S, "3")),
     "keep is None": (TypeError, "keep", (S, None)),
-    "keep is a NumPy integer": (TypeError, "keep", (S, np.int64(3))),
+    "keep is an array": (TypeError, "keep", (S, np.array(3))),
     "keep is a tensor": (TypeError, "keep", (S, torch.tensor(3))),
     "keep is a string, list": (TypeError, "keep", ([S], "3")),
 }
@@ -348,6 +348,9 @@ def test_wrong_calls(call):
 def test_wrong_ties_and_k():
     with pytest.raises(ValueError, match="ties"):
         ops.topk_mask(S, 1, ties="random")
+    for scores in (S, [S]):
+        with pytest.raises(ValueError, match="ties: expected 'index' or 'legacy', got None"):
+            ops.topk_mask(scores, 1, ties=None)
     for k, error in ((0, ValueError), (11, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="k:"):
             ops.kth_largest(S, k)
@@ -355,8 +358,26 @@ def test_wrong_ties_and_k():
         ops.kth_largest(torch.zeros(3, 0), 1)
 
 
-def test_a_numpy_float_is_a_density():
-    assert int(ops.topk_mask(S, np.float64(0.3)).sum()) == 3
+@pytest.mark.parametrize("kernels", [ops, reference])
+def test_numbers_of_numpy_are_counts_and_densities(kernels):
+    for keep in (np.float64(0.3), np.float32(0.25), np.int64(3), np.uint8(3)):
+        assert int(kernels.topk_mask(S, keep).sum()) == int(kernels.topk_mask([S], keep)[0].sum()) == 3
+        assert int(kernels.supermask(S, keep).sum()) == 3
+    assert torch.equal(kernels.kth_largest(S, np.int32(3)), kernels.kth_largest(S, 3))
+
+
+@pytest.mark.parametrize("keep", [-1, 11, -0.1, 1.5, math.nan, True, "3", None])
+def test_the_twin_refuses_what_the_kernel_does(keep):
+    for scores in (S, [S]):
+        with pytest.raises((TypeError, ValueError), match="keep"):
+            reference.topk_mask(scores, keep)
+    with pytest.raises((TypeError, ValueError), match="k:"):
+        reference.kth_largest(S, keep)
+    spoiled = torch.tensor([1.0, math.nan, 2.0])
+    for call in (reference.topk_mask, reference.kth_largest, reference.supermask):
+        with pytest.raises(ValueError, match="NaN"):
+            call(spoiled, 1)
+    assert reference.topk_mask([], 0) == ops.topk_mask([], 0) == []
 
 
 def test_wrong_simd_level_is_refused():

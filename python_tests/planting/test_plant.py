@@ -269,7 +269,7 @@ def spoiled(value: float) -> pns.Population:
         ({"ticket": None}, TypeError, "ticket: expected a Ticket"),
         ({"ticket": "circle"}, TypeError, "ticket: expected a Ticket"),
         ({"ticket": [np.ones((1, 1))]}, TypeError, r"ticket\[0\]: expected a \(weight, bias\) pair"),
-        ({"ticket": []}, ValueError, "weights, biases"),
+        ({"ticket": []}, ValueError, r"ticket: expected at least one \(weight, bias\) pair"),
         ({"ticket": [(np.full((1, 1), np.inf), np.zeros(1))]}, ValueError, "finite"),
         ({"population": spoiled(float("nan"))}, ValueError, "population: expected finite weights and biases"),
         ({"population": spoiled(float("-inf"))}, ValueError, "population: expected finite weights and biases"),
