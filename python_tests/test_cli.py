@@ -366,7 +366,18 @@ def test_plant_is_exact_and_saved(here, capsys):
 def test_plant_that_cannot_be_saved_is_an_error_in_one_line(here, capsys):
     (here / "p.pt").mkdir()
     assert main(["plant", "--task=relu", "--out=p.pt"]) == 2
-    assert capsys.readouterr().err == "pns-fast: error: [Errno 21] Is a directory: 'p.pt'\n"
+    assert capsys.readouterr().err == "pns-fast: error: p.pt: is a directory, expected a file\n"
+    assert main(["plant", "--task=relu", "--out=/dev/full"]) == 2
+    assert capsys.readouterr().err == "pns-fast: error: [Errno 28] No space left on device: '/dev/full'\n"
+
+
+@pytest.mark.parametrize("option", ["--figure", "--csv"])
+def test_a_directory_that_cannot_be_written_to_is_told_before_the_work(here, capsys, monkeypatch, option):
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "locked")
+    (here / "locked").mkdir()
+    expected = f"{option[2:]} locked/f.png: directory locked cannot be written to"
+    assert error_of(capsys, "sweep", "singleshot", *SMALL, "--store=s.db", f"{option}=locked/f.png") == expected
+    assert not (here / "s.db").exists()
 
 
 def test_plant_that_is_not_exact_fails(capsys, monkeypatch):

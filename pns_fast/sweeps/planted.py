@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from .. import planting, tasks
 from ..networks import init_population
 from .device import check_device
+from .whole_file import whole_file
 
 TOLERANCE = 1e-4  # float32 parameters: the planted network's outputs against the ticket's, relative
 
@@ -110,5 +112,7 @@ def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:
         "neurons": [n.cpu() for n in planted.neurons],
         "fallbacks": planted.fallbacks.cpu(),
     }
-    with open(path, "wb") as file:  # by its name torch makes a RuntimeError of what is an OSError
-        torch.save(content, file)
+    written = io.BytesIO()  # to a file torch makes a RuntimeError of what is an OSError
+    torch.save(content, written)
+    with whole_file(path) as part:
+        part.write_bytes(written.getbuffer())

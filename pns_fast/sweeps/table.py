@@ -52,13 +52,10 @@ def tables(records: Sequence[dict], width: int = 80, by: str | None = None) -> l
     Raises:
         ValueError: no finished cell, or a mixture of settings, see :func:`pns_fast.sweeps.panels`.
     """
-    from rich.console import Console
-
-    console, found = Console(width=width), []
+    found = []
     for panel in panels(records, by):
         table = _table(panel, " ")
-        fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= width
-        found.append(table if fits else _table(panel, "\n"))
+        found.append(table if _width(table) <= width else _table(panel, "\n"))
     return found
 
 
@@ -140,14 +137,25 @@ def _rounded(mse: float, n_digits: int) -> str:
 
 
 def print_results(records: Sequence[dict], by: str | None = None) -> None:
-    """Print the tables of the finished cells, if there are any: performance, then recovery."""
+    """Print the tables of the finished cells, if there are any: performance, then recovery.
+
+    In a pipe or a file a line is as long as its table needs, so that no number is cut short.
+    """
     from rich.console import Console
 
     if any(r["status"] == "ok" for r in records):
         console = Console(highlight=False)
-        for table in tables(records, console.width, by):
+        for table in [*tables(records, console.width, by), recovery_table(records, by)]:
+            if not console.is_terminal:
+                console = Console(highlight=False, width=max(console.width, _width(table)))
             console.print(table)
-        console.print(recovery_table(records, by))
+
+
+def _width(table: Table) -> int:
+    """Characters a line that a table needs."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(table).maximum
 
 
 def print_closing(
