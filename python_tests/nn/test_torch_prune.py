@@ -120,7 +120,8 @@ def test_models_with_computed_weights_are_copied():
     expected = model.seen.detach()
     for copy in (pns.nn.mask_model(model), pns.nn.finalize(model), pns.nn.supermask_model(model, 1.0)):
         assert torch.allclose(copy(x), expected, atol=1e-6)
-        assert torch.equal(copy.seen, expected) and copy.seen is not model.seen
+        assert torch.equal(copy.seen, expected)
+        assert copy.seen is not model.seen
     data = SimpleNamespace(x_train=x, y_train=torch.arange(4) % 2, x_test=x, y_test=torch.arange(4) % 2)
     trained = pns.train_module(model, None, data, epochs=1, optimizer=pns.SGD(lr=1.0)).module
     assert (trained[0].weight_orig != model[0].weight_orig).any()

@@ -62,7 +62,7 @@ def test_a_folder_that_is_read_only_names_the_file(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system", self)
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(OSError, match="a.csv'$"), whole_file(tmp_path / "a.csv") as part:
+    with pytest.raises(OSError, match=r"a\.csv'$"), whole_file(tmp_path / "a.csv") as part:
         part.write_text("a")
 
 
