@@ -425,3 +425,12 @@ def test_as_a_process():
     failed = subprocess.run([*module, "plot", "no.db", "-o", "f.png"], **run)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == "pns-fast: error: store no.db: no such file\n"
+
+
+def test_tables_and_any_encoding_of_the_output():
+    run = {"capture_output": True, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    theory = [sys.executable, "-m", "pns_fast", "theory", "--task=relu", "--depth=4", "--simulate=2", "--width=4"]
+    found = subprocess.run(theory, **run)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"parameters k" in found.stdout  # a header of a table wider than 80
+    assert b"\\xb1" in found.stdout  # plus or minus

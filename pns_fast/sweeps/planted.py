@@ -12,6 +12,7 @@ import torch
 from .. import planting, tasks
 from ..networks import init_population
 from .device import check_device
+from .table import print_table
 from .whole_file import whole_file
 
 TOLERANCE = 1e-4  # float32 parameters: the planted network's outputs against the ticket's, relative
@@ -63,7 +64,6 @@ def check_planted(
 def print_planted(checked: CheckedPlanting) -> None:
     """One row a network: what the ticket keeps, its density, matches without a positive scale, the error."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     widths = checked.planted.population.widths
@@ -89,7 +89,7 @@ def print_planted(checked: CheckedPlanting) -> None:
         table.add_row(
             str(seed), str(int(n_weights)), str(int(n_biases)), f"{density:.6f}", str(int(n_fallbacks)), shown
         )
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:

@@ -137,18 +137,23 @@ def _rounded(mse: float, n_digits: int) -> str:
 
 
 def print_results(records: Sequence[dict], by: str | None = None) -> None:
-    """Print the tables of the finished cells, if there are any: performance, then recovery.
-
-    In a pipe or a file a line is as long as its table needs, so that no number is cut short.
-    """
+    """Print the tables of the finished cells, if there are any: performance, then recovery."""
     from rich.console import Console
 
     if any(r["status"] == "ok" for r in records):
-        console = Console(highlight=False)
-        for table in [*tables(records, console.width, by), recovery_table(records, by)]:
-            if not console.is_terminal:
-                console = Console(highlight=False, width=max(console.width, _width(table)))
-            console.print(table)
+        for table in [*tables(records, Console().width, by), recovery_table(records, by)]:
+            print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table. In a pipe or a file a line is as long as it needs, so that no number is cut
+    short and no path broken."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, _width(table)))
+    console.print(table)
 
 
 def _width(table: Table) -> int:
@@ -169,7 +174,6 @@ def print_closing(
         besides: name -> seconds of what was done around the sweep.
         places: name -> path; None is left out.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -188,9 +192,8 @@ def print_closing(
     for name, path in places.items():
         if path:
             table.add_row(name, Text(path))  # a name may look like markup
-    console = Console(highlight=False)
-    console.print(_split({**seconds, "total": seconds["total"] * report.n_workers}, bool(by)))
-    console.print(table)
+    print_table(_split({**seconds, "total": seconds["total"] * report.n_workers}, bool(by)))
+    print_table(table)
 
 
 def phases(seconds: dict[str, float]) -> dict[str, float]:

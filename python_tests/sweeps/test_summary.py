@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from pns_fast import sweeps
+from pns_fast.sweeps import Report
 from pns_fast.sweeps.summary import Spread
-from pns_fast.sweeps.table import CSV_COLUMNS, print_results, recovery_table
+from pns_fast.sweeps.table import CSV_COLUMNS, print_closing, print_results, recovery_table
 
 HEADER = (
     "mode,task,depth,width,noise,pruner,density_label,density,seed,strong_metric,weak_metric,strong_loss,"
@@ -114,6 +115,12 @@ def test_a_pipe_gets_whole_numbers(record, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert not any("…" in line for line in lines)
     assert sum(line.count("2000-2000") for line in lines) == sum(line.count("20/1") for line in lines) == len(densities)
+
+
+def test_a_pipe_gets_whole_paths(capsys):
+    path = "a folder of that name/" * 8
+    print_closing(Report(3, 3, seconds={"total": 1.0}), [], {"imports": 1.0, "figure": 2.0}, {"figure": path})
+    assert f"figure    {path}" in capsys.readouterr().out
 
 
 def test_a_setting_tells_curves_of_a_pruner_apart(record):
