@@ -101,11 +101,11 @@ def density_axis(ax: Axes, panel: Panel, labelsize: str = "medium") -> None:
     limits are set."""
     ax.set_xscale("log")
     ax.axvline(panel.ticket_density, color="black", linewidth=0.8, linestyle=":", zorder=1.5)
-    densities = {d: f"{d:g}" for name, d in panel.densities.items() if name != "ticket"}
-    shown = _readable(ax, densities, labelsize)
-    # on a second line, with the marker of the legend: the ticket's density is close to the next one
-    ticks = {d: f"\n★ {d:.2g}" if name == "ticket" else shown[d] for name, d in panel.densities.items()}
-    ax.set_xticks(list(ticks), list(ticks.values()))
+    labels = _readable(ax, {d: f"{d:g}" for name, d in panel.densities.items() if name != "ticket"}, labelsize)
+    if (ticket := panel.densities.get("ticket")) is not None:
+        # on a second line, with the marker of the legend: the ticket's density is close to the next one
+        labels[ticket] = f"{labels.get(ticket, '')}\n★ {ticket:.2g}"
+    ax.set_xticks(sorted(labels), [labels[d] for d in sorted(labels)])
     ax.tick_params(axis="x", labelsize=labelsize)
     ax.minorticks_off()
 

@@ -33,7 +33,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         if is_file:
             os.replace(part, path)
     except OSError as error:
-        if error.filename is None or Path(error.filename) == part:  # a full disk has no name; .part is not the user's
+        # a full disk has no name, and .part is not the user's; what has no number says by itself what it is
+        if error.errno is not None and (error.filename is None or Path(error.filename) == part):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

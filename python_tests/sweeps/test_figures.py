@@ -42,6 +42,11 @@ def test_labels_that_would_run_into_each_other_are_left_out(record):
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
 
 
+def test_a_ticket_at_another_density_has_both_labels(record):
+    drawn = sweeps.figure([record(density_label="ticket", density=0.1), record(density_label="0.1", density=0.1)])
+    assert [t.get_text() for t in drawn.axes[0].get_xticklabels()] == ["0.1\n★ 0.1"]
+
+
 def test_mostly_collapsed_points_are_hollow(record):
     records = [record(seed=s, collapsed=float(s > 0)) for s in range(3)] + [record(density_label="1", density=1.0)]
     ax = sweeps.figure(records).axes[0]

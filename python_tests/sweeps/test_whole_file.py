@@ -57,6 +57,11 @@ def test_a_full_disk_names_the_file(store, tmp_path, name):
         WRITERS[name](store, tmp_path / name)
 
 
+def test_errors_that_say_it_by_themselves_stay(tmp_path):
+    with pytest.raises(OSError, match=r"^no such encoder$"), whole_file(tmp_path / "a"):
+        raise OSError("no such encoder")
+
+
 def test_a_folder_that_is_read_only_names_the_file(tmp_path, monkeypatch):
     def refuse(self, text):
         raise OSError(errno.EROFS, "Read-only file system", self)
