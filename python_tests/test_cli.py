@@ -366,7 +366,18 @@ def test_plant_is_exact_and_saved(here, capsys):
 def test_plant_that_cannot_be_saved_is_an_error_in_one_line(here, capsys):
     (here / "p.pt").mkdir()
     assert main(["plant", "--task=relu", "--out=p.pt"]) == 2
-    assert capsys.readouterr().err == "pns-fast: error: [Errno 21] Is a directory: 'p.pt'\n"
+    assert capsys.readouterr().err == "pns-fast: error: p.pt: is a directory, expected a file\n"
+    assert main(["plant", "--task=relu", "--out=/dev/full"]) == 2
+    assert capsys.readouterr().err == "pns-fast: error: [Errno 28] No space left on device: '/dev/full'\n"
+
+
+@pytest.mark.parametrize("option", ["--figure", "--csv"])
+def test_a_directory_that_cannot_be_written_to_is_told_before_the_work(here, capsys, monkeypatch, option):
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "locked")
+    (here / "locked").mkdir()
+    expected = f"{option[2:]} locked/f.png: directory locked cannot be written to"
+    assert error_of(capsys, "sweep", "singleshot", *SMALL, "--store=s.db", f"{option}=locked/f.png") == expected
+    assert not (here / "s.db").exists()
 
 
 def test_plant_that_is_not_exact_fails(capsys, monkeypatch):
@@ -414,3 +425,12 @@ def test_as_a_process():
     failed = subprocess.run([*module, "plot", "no.db", "-o", "f.png"], **run)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == "pns-fast: error: store no.db: no such file\n"
+
+
+def test_tables_and_any_encoding_of_the_output():
+    run = {"capture_output": True, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    theory = [sys.executable, "-m", "pns_fast", "theory", "--task=relu", "--depth=4", "--simulate=2", "--width=4"]
+    found = subprocess.run(theory, **run)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"parameters k" in found.stdout  # a header of a table wider than 80
+    assert b"\\xb1" in found.stdout  # plus or minus

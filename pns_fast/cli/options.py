@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -115,8 +116,14 @@ def check_outputs(figure: str | None, csv: str | None) -> None:
     if figure:
         check_path(figure)
     for name, path in (("figure", figure), ("csv", csv)):
-        if path and not Path(path).parent.is_dir():
-            raise UsageError(f"{name} {path}: there is no directory {Path(path).parent}")
+        if not path:
+            continue
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise UsageError(f"{name} {path}: there is no directory {folder}")
+        is_file = Path(path).is_file() or not Path(path).exists()
+        if is_file and not os.access(folder, os.W_OK):
+            raise UsageError(f"{name} {path}: directory {folder} cannot be written to")
 
 
 def write_outputs(records: list[dict], figure: str | None, csv: str | None, show: str = "performance") -> None:

@@ -132,12 +132,10 @@ def _run(
 def _print(
     records: list[dict], report: Report, besides: dict[str, float], out: Path, files: list[str], store: ImageStore
 ) -> None:
-    from rich.console import Console
-
     from ..sweeps.image_figures import results_table
-    from ..sweeps.table import print_closing
+    from ..sweeps.table import print_closing, print_table
 
-    Console(highlight=False).print(results_table(records))
+    print_table(results_table(records))
     shown = {"figure": ".png", "csv": ".csv"}
     places = {what: ", ".join(str(out / f) for f in files if f.endswith(suffix)) for what, suffix in shown.items()}
     print_closing(report, [], besides, {"stored in": str(store.folder), **places})

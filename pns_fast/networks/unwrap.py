@@ -1,8 +1,10 @@
-"""The module that a user wrote, inside of what torch wraps around it."""
+"""The module that a user wrote, inside of what torch wraps around it, and copies of it."""
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+from torch import Tensor, nn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -16,3 +18,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy, also of modules that hold results of a forward pass: torch copies no tensor that autograd made.
+
+    Such are the weights that torch.nn.utils.prune and the old weight_norm compute, and activations that are kept to be
+    looked at. The copy holds their values.
+    """
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if not value.is_leaf})

@@ -5,13 +5,12 @@ A mask has the qualified name of its parameter, "encoder.0.weight", as in ``mode
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..networks.unwrap import unwrap
+from ..networks.unwrap import copied, unwrap
 from .fused_sequential import fuse, unfuse
 from .masked_conv2d import MaskedConv2d, unsupported
 from .masked_layer import MaskedLayer, become_masked, become_plain, check_mask
@@ -51,7 +50,7 @@ def mask_model(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
         >>> masked[0]
         MaskedLinear(in_features=2, out_features=3, bias=True, density=0.5556)
     """
-    model = copy.deepcopy(unwrap(model))
+    model = copied(unwrap(model))
     shared = {key: mask for _, key, mask in _masks(model, MaskedLayer)}
     for layer in _plain_layers(model):
         become_masked(layer, _MASKED[type(layer)])
@@ -84,7 +83,7 @@ def supermask_model(model: nn.Module, keep: float) -> nn.Module:
         ['0.weight_scores', '0.bias_scores', '1.weight', '1.bias']
     """
     check_keep(keep)
-    model = copy.deepcopy(unwrap(model))
+    model = copied(unwrap(model))
     shared: dict[Hashable, nn.Parameter] = {}
     for layer in _plain_layers(model):
         become_supermask(layer, _SUPERMASK[type(layer)], keep)
@@ -243,7 +242,7 @@ def finalize(model: nn.Module, masks: NamedMasks | None = None) -> nn.Module:
           (0): Linear(in_features=20, out_features=10, bias=False)
         ), 20)
     """
-    model = copy.deepcopy(unwrap(model))
+    model = copied(unwrap(model))
     for _, layer in list(masked_layers(model)):
         become_plain(layer) if isinstance(layer, MaskedLayer) else subnet_become_plain(layer)
     unfuse(model)

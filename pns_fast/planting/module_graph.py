@@ -7,7 +7,6 @@ are on one *line*, which ends at the next layer that reads it.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from ..networks.unwrap import copied
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -76,7 +77,7 @@ class _Tracer(fx.Tracer):
 
 def folded(model: nn.Module, argument: str) -> nn.Module:
     """A copy in evaluation mode, zeros where masked layers prune, each batch norm folded into the layer before it."""
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     _write_masks(model)
     modules, nodes = dict(model.named_modules()), list(_trace(model, argument).nodes)
     n_calls = Counter(id(modules[node.target]) for node in nodes if node.op == "call_module")

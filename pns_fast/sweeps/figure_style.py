@@ -96,18 +96,38 @@ def row_titles(rows: Sequence[Panel]) -> list[str]:
     return [_TITLES.get(p.task, p.task) + "".join(f", {v} {getattr(p, v):g}" for v in varies) for p in rows]
 
 
-def density_axis(ax: Axes, panel: Panel) -> None:
-    """Ticks at the densities of a panel and a dotted line at that of its ticket, along a logarithmic x axis."""
+def density_axis(ax: Axes, panel: Panel, labelsize: str = "medium") -> None:
+    """Ticks at the densities of a panel and a dotted line at that of its ticket, along a logarithmic x axis whose
+    limits are set."""
     ax.set_xscale("log")
     ax.axvline(panel.ticket_density, color="black", linewidth=0.8, linestyle=":", zorder=1.5)
-    densities = panel.densities
-    ax.set_xticks(list(densities.values()), [_tick(name, d) for name, d in densities.items()])
+    labels = _readable(ax, {d: f"{d:g}" for name, d in panel.densities.items() if name != "ticket"}, labelsize)
+    if (ticket := panel.densities.get("ticket")) is not None:
+        # on a second line, with the marker of the legend: the ticket's density is close to the next one
+        labels[ticket] = f"{labels.get(ticket, '')}\n★ {ticket:.2g}"
+    ax.set_xticks(sorted(labels), [labels[d] for d in sorted(labels)])
+    ax.tick_params(axis="x", labelsize=labelsize)
     ax.minorticks_off()
 
 
-def _tick(name: str, density: float) -> str:
-    # on a second line, with the marker of the legend: the ticket's density is close to the next one
-    return f"\n★ {density:.2g}" if name == "ticket" else f"{density:g}"
+def _readable(ax: Axes, labels: dict[float, str], labelsize: str) -> dict[float, str]:
+    """The labels by their places, without those that would run into another: powers of ten stay, and larger numbers."""
+    import matplotlib
+    from matplotlib.font_manager import font_scalings
+
+    low, high = ax.get_xlim()
+    width = 0.8 * ax.figure.get_figwidth() / ax.get_gridspec().ncols  # the layout comes later
+    decade = width / math.log10(high / low)
+    letter = 0.6 * matplotlib.rcParams["font.size"] * font_scalings[labelsize] / 72
+    shown: dict[float, str] = {}
+    for place in sorted(labels, key=lambda p: (math.log10(p) % 1 != 0, -p)):
+        gaps = (
+            (decade * abs(math.log10(place / p)), letter * (len(labels[place]) + len(text)) / 2)
+            for p, text in shown.items()
+        )
+        if all(gap > needed + 0.02 for gap, needed in gaps):
+            shown[place] = labels[place]
+    return {place: shown.get(place, "") for place in labels}
 
 
 def markers(ax: Axes, x: Sequence[float], y: Sequence[float], hollow: Sequence[bool], style: Style) -> None:

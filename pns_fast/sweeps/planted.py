@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from .. import planting, tasks
 from ..networks import init_population
 from .device import check_device
+from .table import print_table
+from .whole_file import whole_file
 
 TOLERANCE = 1e-4  # float32 parameters: the planted network's outputs against the ticket's, relative
 
@@ -61,7 +64,6 @@ def check_planted(
 def print_planted(checked: CheckedPlanting) -> None:
     """One row a network: what the ticket keeps, its density, matches without a positive scale, the error."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     widths = checked.planted.population.widths
@@ -87,7 +89,7 @@ def print_planted(checked: CheckedPlanting) -> None:
         table.add_row(
             str(seed), str(int(n_weights)), str(int(n_biases)), f"{density:.6f}", str(int(n_fallbacks)), shown
         )
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:
@@ -110,5 +112,7 @@ def save_planted(checked: CheckedPlanting, path: str | os.PathLike) -> None:
         "neurons": [n.cpu() for n in planted.neurons],
         "fallbacks": planted.fallbacks.cpu(),
     }
-    with open(path, "wb") as file:  # by its name torch makes a RuntimeError of what is an OSError
-        torch.save(content, file)
+    written = io.BytesIO()  # to a file torch makes a RuntimeError of what is an OSError
+    torch.save(content, written)
+    with whole_file(path) as part:
+        part.write_bytes(written.getbuffer())

@@ -86,7 +86,7 @@ def save_report(
     """
     text = report(store, records, title, note)
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="replace")  # a file name may be no UTF-8
 
 
 def report(

@@ -353,8 +353,12 @@ def _take_lock(path: Path) -> int:
             os.close(fd)
             raise StoreAccessError(f"store {path}: cannot be locked ({error.strerror})") from error
         os.close(fd)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    except OSError as error:  # a full disk
+        _release_lock(path, fd)
+        raise StoreAccessError(f"store {path}: cannot be written ({error.strerror})") from error
     return fd
 
 

@@ -52,13 +52,10 @@ def tables(records: Sequence[dict], width: int = 80, by: str | None = None) -> l
     Raises:
         ValueError: no finished cell, or a mixture of settings, see :func:`pns_fast.sweeps.panels`.
     """
-    from rich.console import Console
-
-    console, found = Console(width=width), []
+    found = []
     for panel in panels(records, by):
         table = _table(panel, " ")
-        fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= width
-        found.append(table if fits else _table(panel, "\n"))
+        found.append(table if _width(table) <= width else _table(panel, "\n"))
     return found
 
 
@@ -144,10 +141,26 @@ def print_results(records: Sequence[dict], by: str | None = None) -> None:
     from rich.console import Console
 
     if any(r["status"] == "ok" for r in records):
-        console = Console(highlight=False)
-        for table in tables(records, console.width, by):
-            console.print(table)
-        console.print(recovery_table(records, by))
+        for table in [*tables(records, Console().width, by), recovery_table(records, by)]:
+            print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table. In a pipe or a file a line is as long as it needs, so that no number is cut
+    short and no path broken."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, _width(table)))
+    console.print(table)
+
+
+def _width(table: Table) -> int:
+    """Characters a line that a table needs."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(table).maximum
 
 
 def print_closing(
@@ -161,7 +174,6 @@ def print_closing(
         besides: name -> seconds of what was done around the sweep.
         places: name -> path; None is left out.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -180,9 +192,8 @@ def print_closing(
     for name, path in places.items():
         if path:
             table.add_row(name, Text(path))  # a name may look like markup
-    console = Console(highlight=False)
-    console.print(_split({**seconds, "total": seconds["total"] * report.n_workers}, bool(by)))
-    console.print(table)
+    print_table(_split({**seconds, "total": seconds["total"] * report.n_workers}, bool(by)))
+    print_table(table)
 
 
 def phases(seconds: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import tasks, theory
 from .figures import save
+from .table import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def print_evaluated(evaluated: Evaluated) -> None:
         f"[bold]{evaluated.task}[/] ticket {evaluated.ticket.widths}, output off by at most {evaluated.eps:g}; "
         f"|W| is {_NORMS[evaluated.options['norm']]}"
     )
-    console.print(_layer_table(evaluated))
+    print_table(_layer_table(evaluated))
     trained = evaluated.options["output"] == "trained"
     console.print(
         f"width needed for probability {evaluated.probability:g}: [bold]{shown(evaluated.needed)}[/] in every layer"
@@ -119,7 +120,7 @@ def print_evaluated(evaluated: Evaluated) -> None:
         )
     searched = f"; found in {evaluated.n_simulated:,} networks" if evaluated.n_simulated else ""
     console.print(f"\nprobability that a network of {evaluated.init} parameters contains the ticket{searched}")
-    console.print(_width_table(evaluated))
+    print_table(_width_table(evaluated))
 
 
 def _layer_table(evaluated: Evaluated) -> Table:

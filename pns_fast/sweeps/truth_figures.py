@@ -132,8 +132,7 @@ def _density_panel(ax: Axes, panel: Panel) -> None:
     ax.grid(axis="y", **GRID)
     ax.set_axisbelow(True)
     ax.set_xlim(min(panel.densities.values()) / 2, max(panel.densities.values()) * 1.5)
-    density_axis(ax, panel)
-    ax.tick_params(axis="x", labelsize="small")
+    density_axis(ax, panel, labelsize="small")
 
 
 def _log_axis(ax: Axes, least: float, n_rows: int) -> list[float]:

@@ -26,12 +26,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory, expected a file")
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    part = Path(f"{path}.part")
+    is_file = path.is_file() or not path.exists()
+    part = Path(f"{path}.part") if is_file else path
     try:
         yield part
-        os.replace(part, path)
+        if is_file:
+            os.replace(part, path)
+    except OSError as error:
+        # a full disk has no name, and .part is not the user's; what has no number says by itself what it is
+        if error.errno is not None and (error.filename is None or Path(error.filename) == part):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        if is_file:
+            part.unlink(missing_ok=True)

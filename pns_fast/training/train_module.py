@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..networks.unwrap import copied, unwrap
 from ..nn.keep_pruned import keep_pruned
-from ..nn.model import NamedMasks, check_masks, finalize, get_masks, mask_model, set_masks, unwrap
+from ..nn.model import NamedMasks, check_masks, finalize, get_masks, mask_model, set_masks
 from ..pruners.checks import check_count
 from .module_loop import fit, module_data, torch_optimizer
 from .optimizers import SGD, Adam
@@ -81,7 +81,7 @@ def train_module(
     model = unwrap(model)
     settings, epochs = optimizer, check_count("epochs", epochs, 0)
     data = module_data(data, model, loss)
-    trained, others = (copy.deepcopy(model), {}) if masks is None else _masked(model, masks)
+    trained, others = (copied(model), {}) if masks is None else _masked(model, masks)
     torch_opt = torch_optimizer(settings, list(trained.parameters()))
     if others:  # masked layers read no pruned parameter, wherever weight decay moves it
         keep_pruned(torch_opt, trained, others)

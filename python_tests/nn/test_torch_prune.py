@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -108,6 +110,23 @@ def test_a_supermask_layer_multiplies_both_masks():
     prune.remove(layer, "weight")
     assert torch.allclose(layer(x), expected, atol=1e-6)
     assert torch.allclose(pns.nn.finalize(layer)(x), expected, atol=1e-6)
+
+
+def test_models_with_computed_weights_are_copied():
+    """torch copies no tensor that autograd made, and prune leaves one on the layer."""
+    model, x = network(), torch.randn(4, 6)
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    model.seen = model(x)  # as attention maps are kept
+    expected = model.seen.detach()
+    for copy in (pns.nn.mask_model(model), pns.nn.finalize(model), pns.nn.supermask_model(model, 1.0)):
+        assert torch.allclose(copy(x), expected, atol=1e-6)
+        assert torch.equal(copy.seen, expected)
+        assert copy.seen is not model.seen
+    data = SimpleNamespace(x_train=x, y_train=torch.arange(4) % 2, x_test=x, y_test=torch.arange(4) % 2)
+    trained = pns.train_module(model, None, data, epochs=1, optimizer=pns.SGD(lr=1.0)).module
+    assert (trained[0].weight_orig != model[0].weight_orig).any()
+    assert torch.equal(trained[0].weight_mask, model[0].weight_mask)
+    assert torch.allclose(model(x), expected, atol=1e-6)
 
 
 BAD = [

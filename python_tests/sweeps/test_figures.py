@@ -1,5 +1,6 @@
 """The figure: what is drawn, on which axes, and into which files."""
 
+import itertools
 import struct
 
 import numpy as np
@@ -26,6 +27,24 @@ def test_axes_lines_and_ticket(grid):
     star = next(line for line in circle_strong.lines if line.get_marker() == "*")
     np.testing.assert_allclose(star.get_xydata(), [[108 / 20_600, 98.0]], rtol=1e-14)
     assert len(circle_weak.collections) == 2  # a band a pruner
+
+
+def test_labels_that_would_run_into_each_other_are_left_out(record):
+    densities = (0.001, 0.004, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+    ticket = record(density_label="ticket", density=0.0002, ticket_density=0.0002)
+    drawn = sweeps.figure([ticket, *(record(density_label=f"{d:g}", density=d) for d in densities)])
+    for ax in drawn.axes:
+        assert list(ax.get_xticks()) == [0.0002, *densities]  # the ticks stay
+        labels = [t.get_text() for t in ax.get_xticklabels()]
+        assert labels == ["\n★ 0.0002", "0.001", "", "", "0.01", "", "0.1", "0.5", "1"]
+    drawn.draw_without_rendering()
+    shown = [t.get_window_extent() for t in drawn.axes[0].get_xticklabels()[1:] if t.get_text()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
+
+
+def test_a_ticket_at_another_density_has_both_labels(record):
+    drawn = sweeps.figure([record(density_label="ticket", density=0.1), record(density_label="0.1", density=0.1)])
+    assert [t.get_text() for t in drawn.axes[0].get_xticklabels()] == ["0.1\n★ 0.1"]
 
 
 def test_mostly_collapsed_points_are_hollow(record):

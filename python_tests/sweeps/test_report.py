@@ -1,5 +1,6 @@
 """The report: complete, balanced, escaped, offline, and its commands are those that made the store."""
 
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -232,3 +233,11 @@ def test_runs_are_read_as_they_were_noted(here):
     text = report("s.db")
     assert "killed, or still running" in text
     assert "1 that did not end by themselves are not counted" in text
+
+
+def test_a_file_name_that_is_no_text(here):
+    """Linux takes any bytes, which Python reads as lone surrogates."""
+    store, name = os.fsdecode(b"\xfc.db"), os.fsdecode(b"\xfc.html")
+    assert main(["sweep", "singleshot", *SMALL, "--epochs=0", f"--store={store}"]) == 0
+    assert main(["report", store, "-o", name, "--quiet"]) == 0
+    assert "<h1>?.db</h1>" in (here / name).read_text(encoding="utf-8")

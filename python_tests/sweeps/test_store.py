@@ -1,5 +1,6 @@
 """The store: nothing lost, nothing foreign touched, one writer."""
 
+import errno
 import json
 import math
 import os
@@ -216,6 +217,18 @@ def test_second_writer_is_refused_readers_are_not(store, path):
         Store(path)
     store.write([outcome()])  # the first one is not disturbed
     assert len(sweeps.read(path)) == 1
+
+
+def test_a_full_disk_names_the_store_and_leaves_no_lock(path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        with pytest.raises(StoreAccessError, match=r"results.db: cannot be written \(No space left on device\)$"):
+            Store(path)
+    with Store(path) as store:
+        assert store.statuses() == {}
 
 
 def test_lock_of_a_killed_writer_does_not_block(path):

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from pns_fast import sweeps
+from pns_fast.sweeps import Report
 from pns_fast.sweeps.summary import Spread
-from pns_fast.sweeps.table import CSV_COLUMNS, recovery_table
+from pns_fast.sweeps.table import CSV_COLUMNS, print_closing, print_results, recovery_table
 
 HEADER = (
     "mode,task,depth,width,noise,pruner,density_label,density,seed,strong_metric,weak_metric,strong_loss,"
@@ -106,6 +107,20 @@ def test_tables_fit_the_terminal_and_break_no_word(width, grid):
         "planted ticket: 98.0 (98-98) at density 0.00524",
     ):
         assert shown in text
+
+
+def test_a_pipe_gets_whole_numbers(record, capsys):
+    densities = [0.01 * i for i in range(1, 15)]
+    print_results([record(task="relu", weak_metric=0.2, density_label=f"{d:g}", density=d) for d in densities])
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("…" in line for line in lines)
+    assert sum(line.count("2000-2000") for line in lines) == sum(line.count("20/1") for line in lines) == len(densities)
+
+
+def test_a_pipe_gets_whole_paths(capsys):
+    path = "a folder of that name/" * 8
+    print_closing(Report(3, 3, seconds={"total": 1.0}), [], {"imports": 1.0, "figure": 2.0}, {"figure": path})
+    assert f"figure    {path}" in capsys.readouterr().out
 
 
 def test_a_setting_tells_curves_of_a_pruner_apart(record):

@@ -1,8 +1,10 @@
 """Files that a sweep writes: whole or not there, and never in the place of what is no file."""
 
+import errno
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,27 @@ def test_a_directory_is_refused_and_nothing_is_left(store, tmp_path, name):
     with pytest.raises(IsADirectoryError, match=f"{name}: is a directory, expected a file"):
         WRITERS[name](store, tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == sorted(["results.db", name])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_names_the_file(store, tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '.*/{name}'"):
+        WRITERS[name](store, tmp_path / name)
+
+
+def test_errors_that_say_it_by_themselves_stay(tmp_path):
+    with pytest.raises(OSError, match=r"^no such encoder$"), whole_file(tmp_path / "a"):
+        raise OSError("no such encoder")
+
+
+def test_a_folder_that_is_read_only_names_the_file(tmp_path, monkeypatch):
+    def refuse(self, text):
+        raise OSError(errno.EROFS, "Read-only file system", self)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OSError, match=r"a\.csv'$"), whole_file(tmp_path / "a.csv") as part:
+        part.write_text("a")
 
 
 def test_a_file_stays_until_the_new_one_is_whole(tmp_path):
