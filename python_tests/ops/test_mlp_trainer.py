@@ -78,6 +78,14 @@ def test_batch_sizes(simd_level, n, batch_size, optimizer):
         )
 
 
+@pytest.mark.parametrize("density", [0.02, 0.05, 0.2, 1.0])
+def test_many_features(simd_level, density):
+    """Blocks of features that are gathered at once, some that are alone, and some that no kept weight reads."""
+    for loss in LOSSES:
+        case = Case((53, 12, 3), loss, density, n=45, batch_size=20)
+        assert_follows(case, ADAM, 3, "parameters_20_adam_steps")
+
+
 VARIANTS = {
     "adam with weight decay": {**ADAM, "weight_decay": 0.01},
     "adam with cosine": {**ADAM, "schedule": "cosine"},
