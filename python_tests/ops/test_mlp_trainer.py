@@ -272,6 +272,19 @@ def test_alone_in_a_batch_and_with_two_threads_are_bitwise_equal(simd_level, set
         assert torch.equal(gradients[3:4], alone)
 
 
+def test_networks_of_many_densities_on_two_threads(set_threads):
+    """Threads take those that keep most first: each still gets its own results."""
+    case = Case((3, 18, 4), "mse", 1.0, n_networks=6)
+    p, mask, *rest = case.arguments()
+    keep = torch.linspace(0.1, 1, len(mask))[:, None]
+    mask = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < keep
+    arguments = (p * mask, mask, *rest)
+    on_one = train(case, ADAM, 3, arguments)
+    set_threads(2)
+    for a, b in zip(on_one, train(case, ADAM, 3, arguments), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("density", [1.0, 0.25])
 @pytest.mark.parametrize("widths", [(3, 301, 299, 4), (3, 308, 290, 4)], ids=str)
 def test_threads_that_share_one_network_change_nothing(simd_level, set_threads, widths, density):

@@ -352,6 +352,20 @@ class NetworkTrainer {
   double beta1_power_ = 1, beta2_power_ = 1;  // to the number of updates
 };
 
+// The networks in the order in which threads take them: those that keep most first, so that no thread is left with a large
+// one while the others have nothing more to do.
+std::vector<int64_t> largest_first(const MlpTrainerParams& p, int64_t n_parameters) {
+  std::vector<int64_t> order(p.n_networks), n_kept(p.n_networks);
+  std::iota(order.begin(), order.end(), 0);
+  if (p.n_threads == 1 || p.scores != nullptr) return order;  // of edge-popup all cost the same
+  for (int64_t i = 0; i < p.n_networks; ++i) {
+    const uint8_t* mask = p.mask + i * n_parameters;
+    n_kept[i] = n_parameters - std::count(mask, mask + n_parameters, uint8_t{0});
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return n_kept[a] > n_kept[b]; });
+  return order;
+}
+
 }  // namespace
 
 double mlp_dense_from() { return step_functions().lanes == kMaxLanes ? kDenseFromAvx512 : kDenseFromAvx2; }
@@ -360,8 +374,11 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   const StepFunctions step = step_functions();
   const int n_threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(p.n_threads, p.n_networks)));
   // Threads that are left over join in where a network may be large enough: its steps are then shared.
-  int64_t n_weights = 0;
-  for (int64_t l = 0; l < p.n_layers; ++l) n_weights += p.widths[l + 1] * padded(p.widths[l]);
+  int64_t n_weights = 0, n_parameters = 0;
+  for (int64_t l = 0; l < p.n_layers; ++l) {
+    n_weights += p.widths[l + 1] * padded(p.widths[l]);
+    n_parameters += p.widths[l + 1] * (p.widths[l] + 1);
+  }
   const bool may_share = step.lanes > 0 && n_weights * padded(std::min(p.batch_size, p.n_train)) >= kSharedFrom;
   const int team_size = may_share ? std::max(1, p.n_threads / n_threads) : 1;
   std::vector<std::unique_ptr<NetworkTrainer>> trainers;
@@ -370,13 +387,14 @@ bool mlp_trainer(const MlpTrainerParams& p) {
   constexpr int64_t kWorkBetween = 20'000'000;  // multiply-adds
   const int64_t each = std::clamp<int64_t>(kWorkBetween / std::max<int64_t>(1, n_weights * p.batch_size), 1, 256);
   Interruption interruption(p.should_stop);
+  const std::vector<int64_t> order = largest_first(p, n_parameters);
   std::atomic<int64_t> next{0};
   return run_interruptible(n_threads, interruption, [&](int worker) {
     const FlushDenormals flush;
     int64_t n_steps = 0;
     auto stop = [&] { return worker == 0 && ++n_steps % each == 0 ? interruption.ask() : interruption.is_seen(); };
     for (int64_t i = next++; i < p.n_networks && !stop(); i = next++) {
-      trainers[worker]->train(i, stop, &interruption.n_done);
+      trainers[worker]->train(order[i], stop, &interruption.n_done);
     }
   });
 }
