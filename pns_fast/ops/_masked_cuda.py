@@ -77,6 +77,11 @@ def is_shared() -> bool:
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
+def is_captured(stream: int) -> bool:
+    """Whether a graph is being made of the current stream, which is ``stream``."""
+    return stream != 0 and torch.cuda.is_current_stream_capturing()  # the default stream cannot be
+
+
 def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | None:
     """The mask's index if a product of ``x`` with it, and ``n_products - 1`` gradients, are to take the sparse path."""
     n_weights = mask.numel()
@@ -88,9 +93,9 @@ def layer_index(x: Tensor, mask: Tensor, n_products: int = 1) -> MaskIndex | Non
     if max(mask.shape[-2:]) > MOST_COLUMNS or x.numel() == 0 or mask.is_inference() or is_shared():
         return None  # changes could not be seen
     stream = torch._C._cuda_getCurrentRawStream(device)
-    is_captured = stream != 0 and torch.cuda.is_current_stream_capturing()  # the default stream cannot be
-    most = most_kept(n_weights, n_samples, n_products, is_captured)
-    if is_captured:
+    in_graph = is_captured(stream)
+    most = most_kept(n_weights, n_samples, n_products, in_graph)
+    if in_graph:
         index = _index_in_graph(mask)
     elif most >= 0:
         index = mask_index(mask)
@@ -275,7 +280,7 @@ def kept_of(t: Tensor, mask: Tensor) -> Tensor:
 
 def dense_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     """``x (W m)^T + b`` by torch's own differentiable ops, outside of autocast: what ``F.linear(x, w * m)`` costs."""
-    if weight.numel() >= FEWEST_WEIGHTS and stream_of(weight) != 0 and torch.cuda.is_current_stream_capturing():
+    if weight.numel() >= FEWEST_WEIGHTS and is_captured(stream_of(weight)):
         kept = kept_of(weight, mask)  # a graph's replay runs no Python
     else:
         kept = masked(weight, mask, 0)
@@ -365,8 +370,7 @@ def sparse_gradients(
 
 def _index_of_op(x: Tensor, mask: Tensor) -> MaskIndex | None:
     """None in a graph: torch.compile captures these unasked, and its replays would not see the mask change."""
-    is_captured = stream_of(x) != 0 and torch.cuda.is_current_stream_capturing()
-    return None if is_captured else layer_index(x, mask)
+    return None if is_captured(stream_of(x)) else layer_index(x, mask)
 
 
 def product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:

@@ -327,8 +327,8 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     after torch's own in-place operations and ``topk_mask(..., out=mask)``, not after writes through ``.data``, by other
     libraries or in a graph's replay; nor after a collective of ``torch.distributed``, so that in a group of several
     processes it is always torch's product. The first call with a large mask waits for the device; later ones do not. A
-    graph keeps the mask it was captured with. torch's product rounds as cuBLAS does: a network's last bits may differ
-    alone and in a batch, or in a graph and out of it.
+    graph keeps the mask it was captured with, but torch.compile's are torch's product and read the mask of now. torch's
+    product rounds as cuBLAS does: a network's last bits may differ alone and in a batch, or in a graph and out of it.
 
     Args:
         x: float32 or float64 ``[..., I]``; or ``[N, B, I]`` for N networks at once. CUDA: float16 and bfloat16 too.

@@ -357,7 +357,8 @@ class NetworkTrainer {
 std::vector<int64_t> largest_first(const MlpTrainerParams& p, int64_t n_parameters) {
   std::vector<int64_t> order(p.n_networks), n_kept(p.n_networks);
   std::iota(order.begin(), order.end(), 0);
-  if (p.n_threads == 1 || p.scores != nullptr) return order;  // of edge-popup all cost the same
+  const bool all_at_once = p.n_networks <= p.n_threads, all_alike = p.scores != nullptr;  // edge-popup's cost the same
+  if (p.n_threads == 1 || all_at_once || all_alike) return order;
   for (int64_t i = 0; i < p.n_networks; ++i) {
     const uint8_t* mask = p.mask + i * n_parameters;
     n_kept[i] = n_parameters - std::count(mask, mask + n_parameters, uint8_t{0});
