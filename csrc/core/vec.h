@@ -63,26 +63,20 @@ template <typename V> V select(typename V::IntLanes condition, V yes, V no) {
   return V{condition ? yes.v : no.v};
 }
 
-// 1 / sqrt(x) and 1 / x to 12 or 14 bits, or exactly where the processor has no estimate. x is normal and positive.
-template <int W> Vec<float, W> estimated_inverse_sqrt(Vec<float, W> x) {
-#if defined(__AVX512F__)
-  if constexpr (W == 16) return Vec<float, W>{(typename Vec<float, W>::Lanes)_mm512_maskz_rsqrt14_ps(0xFFFF, (__m512)x.v)};
-#endif
-#if defined(__AVX2__)
-  if constexpr (W == 8) return Vec<float, W>{(typename Vec<float, W>::Lanes)_mm256_rsqrt_ps((__m256)x.v)};
-#endif
-  for (int i = 0; i < W; ++i) x.v[i] = 1.0f / __builtin_sqrtf(x.v[i]);
+template <typename V> V sqrt(V x) {
+  for (int j = 0; j < V::kLanes; ++j) x.v[j] = __builtin_sqrtf(x.v[j]);
   return x;
 }
-template <int W> Vec<float, W> estimated_reciprocal(Vec<float, W> x) {
+
 #if defined(__AVX512F__)
-  if constexpr (W == 16) return Vec<float, W>{(typename Vec<float, W>::Lanes)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)x.v)};
-#endif
-#if defined(__AVX2__)
-  if constexpr (W == 8) return Vec<float, W>{(typename Vec<float, W>::Lanes)_mm256_rcp_ps((__m256)x.v)};
-#endif
-  return Vec<float, W>::broadcast(1.0f) / x;
+// 1 / sqrt(x) and 1 / x to 14 bits. x is normal and positive.
+inline Vec<float, 16> estimated_inverse_sqrt(Vec<float, 16> x) {
+  return {(Vec<float, 16>::Lanes)_mm512_maskz_rsqrt14_ps(0xFFFF, (__m512)x.v)};
 }
+inline Vec<float, 16> estimated_reciprocal(Vec<float, 16> x) {
+  return {(Vec<float, 16>::Lanes)_mm512_maskz_rcp14_ps(0xFFFF, (__m512)x.v)};
+}
+#endif
 
 // Bit j is set where lane j of a comparison's result is true.
 template <int W> uint32_t lane_bits(typename Vec<float, W>::IntLanes condition) {

@@ -4,8 +4,6 @@
 // same at every level and in the twin. No number is beyond 5.42 standard deviations, which 6e-8 of them should be.
 #pragma once
 
-#include <cmath>
-
 #include "core/vec.h"
 
 namespace pns {
@@ -56,9 +54,7 @@ void to_normal(float* values, int64_t n) {
     V p = horner(w - V::broadcast(2.5f), kCentre);
     const auto is_tail = w > V::broadcast(5.0f);
     if (lane_bits<W>(is_tail) != 0) {  // so in one vector of 16 in 20, and a root takes as long as ten products
-      V root;
-      for (int j = 0; j < W; ++j) root.v[j] = std::sqrt(w.v[j]);
-      p = select(is_tail, horner(root - V::broadcast(3.0f), kTail), p);
+      p = select(is_tail, horner(sqrt(w) - V::broadcast(3.0f), kTail), p);
     }
     (p * (x * V::broadcast(1.41421356f))).store(values + i);
   }

@@ -24,16 +24,25 @@ template <int W>
 inline void transpose_batch(const Layer& layer, const float* x, int64_t stride, int64_t n_batch, float* out) {
   using Vector = Vec<float, W>;
   const int64_t n = transposed_stride<W>(layer);
-  for (int64_t i = 0; i < n; i += W) {
+  const auto move = [=](int64_t i, auto row_at) __attribute__((always_inline)) {
     for (int64_t b = 0; b < n_batch; b += W) {
       Vector block[W];
-      for (int j = 0; j < W; ++j) {
-        const int64_t row = i + (i < layer.row_stride ? j : j % Layer::kTail);
-        block[j] = row < layer.n_in ? Vector::load(x + row * stride + b) : Vector::zero();
-      }
+#pragma GCC unroll 16
+      for (int j = 0; j < W; ++j) block[j] = row_at(j, b);
       transpose(block);
+#pragma GCC unroll 16
       for (int j = 0; j < W; ++j) block[j].store(out + (b + j) * n + i);
     }
+  };
+  int64_t i = 0;
+  for (; i + W <= std::min(layer.n_in, layer.row_stride); i += W) {
+    move(i, [=](int j, int64_t b) { return Vector::load(x + (i + j) * stride + b); });
+  }
+  for (; i < n; i += W) {
+    move(i, [=, &layer](int j, int64_t b) {
+      const int64_t row = i + (i < layer.row_stride ? j : j % Layer::kTail);
+      return row < layer.n_in ? Vector::load(x + row * stride + b) : Vector::zero();
+    });
   }
 }
 

@@ -18,6 +18,7 @@ inline Vector trained_gradient(Vector g, const float* factor, bool is_edge_popup
 template <int W, Optimizer kind>
 struct Updater {
   using Vector = Vec<float, W>;
+  static constexpr float kRoot = W < 16 ? 1.0f : 1.41421356f;  // makes a factor of the estimate of 16 roots 1
   bool has_decay;
   Vector lr, beta1, one_minus_beta1, one_minus_beta2, weight_decay, scaled_eps, scaled_step;
   Vector tiny, huge, one_and_half, two;
@@ -29,8 +30,8 @@ struct Updater {
         one_minus_beta1(Vector::broadcast(r.one_minus_beta1)),
         one_minus_beta2(Vector::broadcast(r.one_minus_beta2)),
         weight_decay(Vector::broadcast(r.weight_decay)),
-        scaled_eps(Vector::broadcast(r.eps / (1.41421356f * r.inverse_sqrt_correction))),
-        scaled_step(Vector::broadcast(r.step_size / (1.41421356f * r.inverse_sqrt_correction))),
+        scaled_eps(Vector::broadcast(r.eps / (kRoot * r.inverse_sqrt_correction))),
+        scaled_step(Vector::broadcast(r.step_size / (kRoot * r.inverse_sqrt_correction))),
         tiny(Vector::broadcast(1e-36f)),
         huge(Vector::broadcast(1.5e38f)),
         one_and_half(Vector::broadcast(1.5f)),
@@ -50,18 +51,28 @@ struct Updater {
     const Vector second = fma(one_minus_beta2, fma(g, g, -Vector::load(state + W)), Vector::load(state + W));
     first.store(state);
     second.store(state + W);
-    // step_size first / (sqrt(v) correction + eps), both sides divided by sqrt(2) correction, which makes the root's factor 1.
-    // Estimates and a Newton step each, to about 2 ulp, some 8 instructions. (On a Zen 5 the exact square root would take a
-    // cycle less of 6.9; not measured on others.) The step for 1 / sqrt(2v) has the factors 1, which spares an instruction.
-    // The tiny addend keeps v = 0 out of 0 * inf: such a parameter has first = 0, or a v that vanished.
-    const Vector v = second + tiny;
-    const Vector inverse_root = estimated_inverse_sqrt(v + v), half_root = v * inverse_root;
-    // the root is sqrt(v / 2)
-    const Vector denominator = fma(half_root, one_and_half - half_root * inverse_root, scaled_eps);
-    const Vector estimate = estimated_reciprocal(denominator);
-    const Vector inverse = estimate * (two - denominator * estimate);
-    // 2v = inf or what came of it (|g| > 1e20): a step of 0, as torch's division gives; the estimates would make it NaN.
-    (old - scaled_step * first * select(v < huge, inverse, Vector::zero())).store(p);
+    (old - step(first, second)).store(p);
+  }
+
+ private:
+  // step_size first / (sqrt(second) correction + eps), both sides divided by kRoot correction.
+  Vector step(Vector first, Vector second) const {
+    if constexpr (W < 16) {
+      // Of 8 numbers the root and the quotient take 8 cycles, estimates and a Newton step each 9 to 12 (Zen 3).
+      return scaled_step * first / (sqrt(second) + scaled_eps);
+    } else {
+      // Of 16: to about 2 ulp, some 8 instructions. (On a Zen 5 the exact square root would take a cycle less of 6.9; not
+      // measured on others.) The step for 1 / sqrt(2v) has the factors 1, which spares an instruction.
+      // The tiny addend keeps v = 0 out of 0 * inf: such a parameter has first = 0, or a v that vanished.
+      const Vector v = second + tiny;
+      const Vector inverse_root = estimated_inverse_sqrt(v + v), half_root = v * inverse_root;
+      // the root is sqrt(v / 2)
+      const Vector denominator = fma(half_root, one_and_half - half_root * inverse_root, scaled_eps);
+      const Vector estimate = estimated_reciprocal(denominator);
+      const Vector inverse = estimate * (two - denominator * estimate);
+      // 2v = inf or what came of it (|g| > 1e20): a step of 0, as the division gives; the estimates would make it NaN.
+      return scaled_step * first * select(v < huge, inverse, Vector::zero());
+    }
   }
 };
 
