@@ -79,8 +79,9 @@ MaskedLinearFunctions<T> level_functions() {
     default: break;
   }
 #endif
-  return {gather_baseline<T>, scatter_baseline<T>,  sparse_forward_baseline<T>, sparse_gradients_baseline<T>,
-          dense_baseline<T>,  nullptr,              stream_baseline<T>,         select_baseline<T>};
+  constexpr int64_t kWidest = 32;
+  return {kWidest, gather_baseline<T>, scatter_baseline<T>, sparse_forward_baseline<T>, sparse_gradients_baseline<T>,
+          dense_baseline<T>, nullptr, stream_baseline<T>, select_baseline<T>};
 }
 
 // f(n, n_threads) for every network, by threads over networks or within them.

@@ -18,8 +18,7 @@ inline void with_vectors(int64_t width, F&& f) {
   switch (width / W) {
     case 1: return f(std::integral_constant<int, 1>());
     case 2: return f(std::integral_constant<int, 2>());
-    case 4: return f(std::integral_constant<int, 4>());
-    default: return f(std::integral_constant<int, 8>());
+    default: return f(std::integral_constant<int, 4>());
   }
 }
 
@@ -37,22 +36,19 @@ template <typename T, int W>
 void sparse_forward(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
   using Vector = Vec<T, W>;
   with_vectors<T, W>(width, [&](auto vectors) {
-    constexpr int kWidth = vectors * W;
-    constexpr int V = vectors < 4 ? vectors : 4;  // twice 4 sums, see sparse_sum
+    constexpr int V = vectors;
     for (int64_t r = 0; r < a.n_rows; ++r) {
       const int64_t first = a.begin[r], last = a.begin[r + 1];
       if (first == last) continue;
-      for (int b = 0; b < kWidth; b += V * W) {
-        T* out = y + r * kWidth + b;
-        Vector acc[V];
-        for (int v = 0; v < V; ++v) acc[v] = Vector::load(out + v * W);
-        if (a.value != nullptr) {
-          sparse_sum<V, false>(a.column, a.value, a.column, first, last, x + b, kWidth, acc);
-        } else {
-          sparse_sum<V, true>(a.column, a.weight + r * a.row_step, a.column, first, last, x + b, kWidth, acc);
-        }
-        for (int v = 0; v < V; ++v) acc[v].store(out + v * W);
+      T* out = y + r * V * W;
+      Vector acc[V];
+      for (int v = 0; v < V; ++v) acc[v] = Vector::load(out + v * W);
+      if (a.value != nullptr) {
+        sparse_sum<V, false>(a.column, a.value, a.column, first, last, x, V * W, acc);
+      } else {
+        sparse_sum<V, true>(a.column, a.weight + r * a.row_step, a.column, first, last, x, V * W, acc);
       }
+      for (int v = 0; v < V; ++v) acc[v].store(out + v * W);
     }
   });
 }
@@ -61,11 +57,11 @@ void sparse_forward(const SparsePanel<T>& a, const T* x, int64_t width, T* y) {
 // loads its row, its value and V vectors of grad, which serve both. With 32 registers that sum is two, of every other
 // entry: with one, a column of V = 2 waits for its FMAs (5% of 256 x 256 at density 0.3, B = 32). Arrays of Lanes, since
 // GCC 12 keeps those of Vec in memory here, at twice the time.
-template <typename T, int W, int V, int kWidth, bool kHasX, bool kHasDots>
+template <typename T, int W, int V, bool kHasX, bool kHasDots>
 void column_pass(const SparseColumns<T>& a, const T* grad, const T* x, T* grad_x, T* dots, bool is_first) {
   using Vector = Vec<T, W>;
   static_assert(MaskColumns::kGroup % W == 0);
-  constexpr int kChains = W * sizeof(T) == 64 ? 2 : 1;
+  constexpr int kWidth = V * W, kChains = W * sizeof(T) == 64 ? 2 : 1;
   typename Vector::Lanes input[V], sum[kChains * V];
   const uint16_t *kept_column = a.kept_column, *row = a.row;
   const T* value = a.value;
@@ -106,16 +102,12 @@ template <typename T, int W>
 void sparse_gradients(const SparseColumns<T>& a, const T* grad, const T* x, int64_t width, T* grad_x, T* dots,
                       bool is_first) {
   with_vectors<T, W>(width, [&](auto vectors) {
-    constexpr int kWidth = vectors * W;
-    constexpr int V = vectors < 4 ? vectors : 4;  // column_pass holds 3 V
-    for (int b = 0; b < kWidth; b += V * W) {
-      if (dots == nullptr) {
-        column_pass<T, W, V, kWidth, true, false>(a, grad + b, nullptr, grad_x + b, nullptr, false);
-      } else if (grad_x == nullptr) {
-        column_pass<T, W, V, kWidth, false, true>(a, grad + b, x + b, nullptr, dots, is_first && b == 0);
-      } else {
-        column_pass<T, W, V, kWidth, true, true>(a, grad + b, x + b, grad_x + b, dots, is_first && b == 0);
-      }
+    if (dots == nullptr) {
+      column_pass<T, W, vectors, true, false>(a, grad, nullptr, grad_x, nullptr, false);
+    } else if (grad_x == nullptr) {
+      column_pass<T, W, vectors, false, true>(a, grad, x, nullptr, dots, is_first);
+    } else {
+      column_pass<T, W, vectors, true, true>(a, grad, x, grad_x, dots, is_first);
     }
   });
 }
@@ -201,8 +193,8 @@ MaskedLinearFunctions<T> masked_linear_functions() {
 #else
   constexpr std::nullptr_t compress = nullptr;
 #endif
-  return {gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_gradients<T, W>,
-          dense_rows<T, W>,  compress,           stream_row<T, W>,     select_kept<T, W>};
+  return {4 * W, gather_tile<T, W>, scatter_tile<T, W>, sparse_forward<T, W>, sparse_gradients<T, W>,
+          dense_rows<T, W>, compress, stream_row<T, W>, select_kept<T, W>};
 }
 
 }  // namespace

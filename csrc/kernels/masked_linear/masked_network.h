@@ -46,11 +46,10 @@ void release_large_scratch() {
 // The batch cut into tiles.
 template <typename T>
 struct Tiles {
-  static constexpr int64_t kLargest = kTileBytes / sizeof(T);
-  int64_t batch, width = kLargest, count;
+  int64_t batch, width, count;
 
-  explicit Tiles(int64_t n_batch) : batch(n_batch) {
-    while (width > kLargest / 4 && width / 2 >= batch) width /= 2;
+  Tiles(int64_t n_batch, int64_t widest) : batch(n_batch), width(widest) {
+    while (width > widest / 4 && width / 2 >= batch) width /= 2;
     count = (batch + width - 1) / width;
   }
   int64_t size(int64_t tile) const { return std::min(width, batch - tile * width); }
@@ -67,7 +66,7 @@ class MaskedNetwork {
   MaskedNetwork(const MaskedLinearFunctions<T>& run, const MaskPattern& pattern, int64_t n, int64_t batch,
                 int n_threads)
       : run_(run), pattern_(pattern), n_(n), network_(pattern.networks[n]), n_out_(pattern.n_out), n_in_(pattern.n_in),
-        tiles_(batch), n_threads_(n_threads), shared_(scratch<T>().shared) {}
+        tiles_(batch, run.widest), n_threads_(n_threads), shared_(scratch<T>().shared) {}
 
   // p: of this network.
   void forward(const MaskedForward<T>& p) { network_.is_dense ? forward_dense(p) : forward_sparse(p); }
@@ -356,8 +355,7 @@ class MaskedNetwork {
       });
     }
     if (grad_weight != nullptr) {
-      constexpr int64_t kLanes = Tiles<T>::kLargest;
-      const int64_t n_each = kLanes * std::clamp<int64_t>(n_in_ / kLanes / n_threads_, 1, 4);
+      const int64_t n_each = run_.widest * std::clamp<int64_t>(n_in_ / run_.widest / n_threads_, 1, 4);
       parallel_items((n_in_ + n_each - 1) / n_each, n_threads_, [&](int64_t item, int) {
         dense_grad_weight(x, mask, item * n_each, std::min(n_each, n_in_ - item * n_each), grad_weight);
       });
@@ -382,21 +380,21 @@ class MaskedNetwork {
     }
   }
 
-  // Lanes are columns here, the sum runs over the batch: x is packed as it lies, kLargest columns at a time, and grad
+  // Lanes are columns here, the sum runs over the batch: x is packed as it lies, some columns at a time, and grad
   // with all samples of an output in a row.
   void dense_grad_weight(const T* x, const uint8_t* mask, int64_t column, int64_t n_columns, T* grad_weight) {
-    constexpr int64_t kLanes = Tiles<T>::kLargest;
+    const int64_t n_lanes = run_.widest;
     Scratch<T>& own = scratch<T>().own;
-    const int64_t width = tiles_.width, n_samples = tiles_.count * width, n_packs = (n_columns + kLanes - 1) / kLanes;
-    own.packed.resize(n_packs * n_samples * kLanes), own.block.resize(n_packs * kDenseRows * kLanes);
+    const int64_t width = tiles_.width, n_samples = tiles_.count * width, n_packs = (n_columns + n_lanes - 1) / n_lanes;
+    own.packed.resize(n_packs * n_samples * n_lanes), own.block.resize(n_packs * kDenseRows * n_lanes);
     own.weight.resize(kDenseRows * n_samples);
     for (int64_t pack = 0; pack < n_packs; ++pack) {
-      const int64_t i = column + pack * kLanes, n_lanes = std::min(kLanes, column + n_columns - i);
+      const int64_t i = column + pack * n_lanes, n_taken = std::min(n_lanes, column + n_columns - i);
       for (int64_t b = 0; b < n_samples; ++b) {
-        T* lanes = own.packed.data() + (pack * n_samples + b) * kLanes;
-        const int64_t n = b < tiles_.batch ? n_lanes : 0;
+        T* lanes = own.packed.data() + (pack * n_samples + b) * n_lanes;
+        const int64_t n = b < tiles_.batch ? n_taken : 0;
         std::copy_n(x + b * n_in_ + i, n, lanes);
-        std::fill(lanes + n, lanes + kLanes, T{0});
+        std::fill(lanes + n, lanes + n_lanes, T{0});
       }
     }
     for (int64_t o = 0; o < n_out_; o += kDenseRows) {
@@ -410,8 +408,8 @@ class MaskedNetwork {
       for (int64_t pack = 0; pack < n_packs; ++pack) {
         for (int64_t b = 0; b < n_samples; b += kDenseDepth) {
           run_.dense(own.weight.data() + b, n_samples, 1, n_rows, std::min(kDenseDepth, n_samples - b),
-                     own.packed.data() + (pack * n_samples + b) * kLanes, kLanes,
-                     own.block.data() + pack * kDenseRows * kLanes, b == 0);
+                     own.packed.data() + (pack * n_samples + b) * n_lanes, n_lanes,
+                     own.block.data() + pack * kDenseRows * n_lanes, b == 0);
         }
       }
       for (int64_t r = 0; r < n_rows; ++r) {
@@ -421,9 +419,9 @@ class MaskedNetwork {
           fetch_ahead(grad_weight + ahead, n_columns);
         }
         for (int64_t pack = 0; pack < n_packs; ++pack) {
-          const int64_t i = pack * kLanes;
-          run_.select(mask + at + i, own.block.data() + (pack * kDenseRows + r) * kLanes,
-                      std::min(kLanes, n_columns - i), grad_weight + at + i);
+          const int64_t i = pack * n_lanes;
+          run_.select(mask + at + i, own.block.data() + (pack * kDenseRows + r) * n_lanes,
+                      std::min(n_lanes, n_columns - i), grad_weight + at + i);
         }
       }
     }
