@@ -70,16 +70,13 @@ format: $(VENV)/.requirements
 bench: install
 	$(PY) bench/run.py
 
-# What a user's `pip install` does: an sdist, a wheel from it under build isolation, both into a fresh environment.
+# What a user's `pip install` does: a wheel of the sdist under build isolation, into a fresh environment.
 packages: $(VENV)/.requirements
 	rm -rf build/packages && mkdir -p build/packages
-	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/packages .
-	$(PY) -c 'import os; from scikit_build_core.build import build_sdist; print(build_sdist("build/packages"))'
+	$(PY) -c 'from scikit_build_core.build import build_sdist; print(build_sdist("build/packages"))'
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/packages build/packages/pns_fast-*.tar.gz
 	$(PYTHON) -m venv build/packages/venv
 	build/packages/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  build/packages/pns_fast-*.tar.gz
-	cd build/packages && venv/bin/python -c 'import pns_fast; print("from the sdist:", pns_fast.backends())'
-	build/packages/venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
 	  build/packages/pns_fast-*.whl
 	cd build/packages && venv/bin/python -c 'import pns_fast; print("from the wheel:", pns_fast.backends())' \
 	  && venv/bin/pns-fast info
