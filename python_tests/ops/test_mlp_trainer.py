@@ -127,6 +127,17 @@ def test_first_step_of_adam(simd_level, magnitude):
         assert bool((step[:, :-5] == 0).all())
 
 
+def test_adam_without_eps_leaves_alone_what_has_no_gradient(simd_level):
+    # with zero parameters only the output biases have one; torch computes 0 / 0 for all others
+    case = Case((3, 24, 5), "mse", 1.0, n=32)
+    p, *rest = case.arguments()
+    for dense_from in (DENSE, COMPRESSED):
+        options = {**case.options({**ADAM, "eps": 0.0}, 1), "dense_from": dense_from}
+        step = ops.mlp_trainer(p * 0, *rest, **options)[0]
+        assert bool((step[:, :-5] == 0).all())
+        assert bool((step[:, -5:].abs() > 0.9e-3).all())
+
+
 def test_adam_survives_a_gradient_whose_square_overflows(simd_level):
     # v = inf in float32: torch divides by it and takes no step; NaN would end a network that only stumbled
     case = Case((3, 24, 5), "mse", 1.0, n=32)

@@ -93,7 +93,7 @@ struct SparseColumns {
 // What each SIMD level provides. `width` is a tile's samples a feature: 1, 2 or 4 vectors.
 template <typename T>
 struct MaskedLinearFunctions {
-  // Samples of a tile: 4 vectors, which every loop takes at once. In wider ones half of a feature's lines would be read
+  // Samples of a tile: 4 vectors, which the sparse loops take at once. In wider ones half of a feature's lines would be read
   // at a time, from half of the first cache's sets (Zen 3, AVX2, 1,024 x 1,024 at density 0.01: 1.08 ms, now 0.87).
   int64_t widest;
   // tile[f][b] = x[b][f] for n_batch <= width samples, 0 behind them; x_stride from sample to sample. And back.

@@ -114,7 +114,7 @@ struct PlainStep {
     }
     state[0] += r.one_minus_beta1 * (g - state[0]);
     state[1] = r.beta2 * state[1] + r.one_minus_beta2 * g * g;
-    *p -= r.step_size * state[0] / (std::sqrt(state[1]) * r.inverse_sqrt_correction + r.eps);
+    *p -= r.step_size * state[0] / (std::sqrt(state[1] + kLeastMoment) * r.inverse_sqrt_correction + r.eps);
   }
 
   static void select(ScorePart& part, int64_t keep) {

@@ -172,6 +172,10 @@ struct Network {
   const float* layer_input(size_t l) const { return l == 0 ? input.data() : layers[l - 1].output.data(); }
 };
 
+// Added to Adam's second moment under its root, so that with eps = 0 a parameter that never had a gradient stays where it
+// is: 0 / 0, as torch computes it, is NaN.
+constexpr float kLeastMoment = 1e-36f;
+
 struct UpdateRule {
   Optimizer kind;
   float lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;

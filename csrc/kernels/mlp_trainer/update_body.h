@@ -32,7 +32,7 @@ struct Updater {
         weight_decay(Vector::broadcast(r.weight_decay)),
         scaled_eps(Vector::broadcast(r.eps / (kRoot * r.inverse_sqrt_correction))),
         scaled_step(Vector::broadcast(r.step_size / (kRoot * r.inverse_sqrt_correction))),
-        tiny(Vector::broadcast(1e-36f)),
+        tiny(Vector::broadcast(kLeastMoment)),
         huge(Vector::broadcast(1.5e38f)),
         one_and_half(Vector::broadcast(1.5f)),
         two(Vector::broadcast(2.0f)) {}
@@ -55,16 +55,15 @@ struct Updater {
   }
 
  private:
-  // step_size first / (sqrt(second) correction + eps), both sides divided by kRoot correction.
+  // step_size first / (sqrt(v) correction + eps), both sides divided by kRoot correction.
   Vector step(Vector first, Vector second) const {
+    const Vector v = second + tiny;
     if constexpr (W < 16) {
       // Of 8 numbers the root and the quotient take 8 cycles, estimates and a Newton step each 9 to 12 (Zen 3).
-      return scaled_step * first / (sqrt(second) + scaled_eps);
+      return scaled_step * first / (sqrt(v) + scaled_eps);
     } else {
       // Of 16: to about 2 ulp, some 8 instructions. (On a Zen 5 the exact square root would take a cycle less of 6.9; not
       // measured on others.) The step for 1 / sqrt(2v) has the factors 1, which spares an instruction.
-      // The tiny addend keeps v = 0 out of 0 * inf: such a parameter has first = 0, or a v that vanished.
-      const Vector v = second + tiny;
       const Vector inverse_root = estimated_inverse_sqrt(v + v), half_root = v * inverse_root;
       // the root is sqrt(v / 2)
       const Vector denominator = fma(half_root, one_and_half - half_root * inverse_root, scaled_eps);
