@@ -5,6 +5,7 @@
 // missing fence), shared memory limits, or time. Shared memory keeps the values of the block before.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -75,7 +76,7 @@ namespace pns::simt {
 
 enum class Order { kForward, kReverse, kScattered };
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStackBytes = size_t{1} << 17;
 
 struct Barrier {
@@ -83,9 +84,10 @@ struct Barrier {
   unsigned generation = 0;
 };
 
+// A coroutine, for good: it runs the body of one block after the other.
 struct Thread {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  jmp_buf at;
+  std::unique_ptr<char[]> stack;  // none: not begun yet
   const Barrier* waits_at = nullptr;
   unsigned generation = 0;  // of that barrier, on arrival
   bool is_done = false;
@@ -109,7 +111,7 @@ struct Machine {
   std::vector<float4> shared;  // dynamic; as much as the launch asked for, so that a sanitizer sees what is beyond
   Barrier block;
   std::function<void()> body;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   int running = 0;
   bool has_progress = false;
 };
@@ -124,6 +126,11 @@ inline Machine& machine() {
   std::abort();
 }
 
+// swapcontext would ask the operating system for the signal mask, every time: ten times as long.
+__attribute__((noinline)) inline void change(jmp_buf& from, jmp_buf& to) {
+  if (_setjmp(from) == 0) _longjmp(to, 1);
+}
+
 inline void wait(Barrier& barrier) {
   Machine& m = machine();
   if (++barrier.arrived == barrier.expected) {
@@ -134,7 +141,7 @@ inline void wait(Barrier& barrier) {
   Thread& self = m.threads[m.running];
   self.waits_at = &barrier;
   self.generation = barrier.generation;
-  swapcontext(&self.context, &m.scheduler);
+  change(self.at, m.scheduler);
 }
 
 // Each lane gives a value, `read` sees all 32.
@@ -148,10 +155,26 @@ auto exchange(unsigned lanes, uint64_t value, Read read) {
   return read(slots);
 }
 
-inline void enter_thread() {
+inline void thread_main() {
   Machine& m = machine();
-  m.body();
-  m.threads[m.running].is_done = true;
+  for (Thread& self = m.threads[m.running];;) {
+    m.body();
+    self.is_done = true;
+    change(self.at, m.scheduler);
+  }
+}
+
+__attribute__((noinline)) inline void begin(Thread& thread) {
+  Machine& m = machine();
+  if (_setjmp(m.scheduler) != 0) return;
+  thread.stack.reset(new char[kStackBytes]);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = thread.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, thread_main, 0);
+  setcontext(&context);
 }
 
 inline int position(Order order, int step, int n) {
@@ -173,7 +196,11 @@ inline int run_warp(int warp) {
       Thread& thread = m.threads[m.running];
       if (thread.is_done || thread.is_waiting()) continue;
       threadIdx = {static_cast<unsigned>(m.running), 0, 0};
-      swapcontext(&m.scheduler, &thread.context);
+      if (thread.stack == nullptr) {
+        begin(thread);
+      } else {
+        change(m.scheduler, thread.at);
+      }
       n_ended += thread.is_done;
       m.has_progress = has_run = true;
     }
@@ -183,7 +210,7 @@ inline int run_warp(int warp) {
 
 inline void run_block(int n_threads) {
   Machine& m = machine();
-  if (m.threads.size() < static_cast<size_t>(n_threads)) m.threads.resize(n_threads);
+  if (m.threads.empty()) m.threads.resize(kMostThreads);  // never moved: they run on what is in them
   m.warps.assign(n_threads / kWarp, Warp{});
   for (Warp& warp : m.warps) warp.barrier.expected = kWarp;
   m.block = Barrier{n_threads, 0, 0};
@@ -191,11 +218,6 @@ inline void run_block(int n_threads) {
     Thread& thread = m.threads[t];
     thread.is_done = false;
     thread.waits_at = nullptr;
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = kStackBytes;
-    thread.context.uc_link = &m.scheduler;
-    makecontext(&thread.context, enter_thread, 0);
   }
   const int n_warps = n_threads / kWarp;
   for (int n_left = n_threads; n_left > 0;) {
@@ -371,7 +393,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const unsigned n_threads = config->blockDim.x;
   m.last_error = std::exchange(m.next_launch, cudaSuccess);
   if (config->gridDim.x == 0 || config->gridDim.y == 0 || config->gridDim.y > 65535 || n_threads == 0 ||
-      n_threads > 1024 || n_threads % pns::simt::kWarp != 0) {
+      n_threads > pns::simt::kMostThreads || n_threads % pns::simt::kWarp != 0) {
     m.last_error = cudaErrorInvalidConfiguration;
   }
   if (m.last_error != cudaSuccess) return m.last_error;
