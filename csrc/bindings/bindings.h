@@ -1,5 +1,5 @@
 // Shared by the binding files. Python checks shapes, dtypes, devices and contiguity before a pointer leaves it
-// (pns_fast/ops); addresses arrive as integers (tensor.data_ptr()).
+// (pns_fast/ops); addresses arrive as integers (tensor.data_ptr()). bind_plain_layers.cpp takes tensors and checks itself.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -35,5 +35,7 @@ void bind_masked_linear(pybind11::module_& m);
 void bind_masked_conv2d(pybind11::module_& m);
 void bind_mlp_trainer(pybind11::module_& m);
 void bind_machine_peak(pybind11::module_& m);
+void bind_torch_objects(pybind11::module_& m);
+void bind_plain_layers(pybind11::module_& m);
 
 }  // namespace pns

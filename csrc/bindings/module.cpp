@@ -13,4 +13,6 @@ PYBIND11_MODULE(_cpu, m) {
   pns::bind_masked_conv2d(m);
   pns::bind_mlp_trainer(m);
   pns::bind_machine_peak(m);
+  pns::bind_torch_objects(m);
+  pns::bind_plain_layers(m);
 }

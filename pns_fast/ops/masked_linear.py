@@ -106,39 +106,20 @@ class _EagerOuter(torch.autograd.Function):
 class _PlainProduct(torch.autograd.Function):
     """``x (W m)^T + b`` of plain tensors that fit, see _masked_plain; of b what ``bias_mask`` keeps."""
 
-    @staticmethod
-    def forward(ctx, x, weight, mask, bias, bias_mask):
-        ctx.save_for_backward(x, weight, mask, bias_mask)
-        ctx.addresses = _addresses(x, weight, mask, bias_mask)
-        y, ctx.kept = _masked_plain.first_product(x, weight, mask, bias, bias_mask)
-        return y
+    forward = staticmethod(_masked_plain.forward)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, mask, bias_mask = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, None  # its memory goes with that of the saved tensors
-        wants_x, wants_weight, _, wants_bias, _ = ctx.needs_input_grad
-        wanted = (wants_x, wants_weight, wants_bias)
-        if (
-            not torch.is_grad_enabled()
-            and not _masked_plain.has_mode()
-            and _masked_plain.is_plain(grad)
-            and grad.dtype is x.dtype
-            and grad.shape == (x.shape[0], weight.shape[0])
-            # A hook on saved tensors may have brought others than were checked.
-            and _addresses(x, weight, mask, bias_mask) == ctx.addresses
-        ):
-            grads = _masked_plain.gradients(grad, x, weight, mask, bias_mask, wanted, kept)
-            grad_x, grad_weight, grad_bias = grads
-        else:
-            grad_x, grad_weight, grad_bias = _gradients(grad, x, weight, mask, None, False, wanted)
-            grad_bias = kept_bias(grad_bias, bias_mask)
-        return grad_x, grad_weight, None, grad_bias, None
+        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        grads = ctx.run.backward(grad, saved, wanted)
+        return _differentiable_gradients(grad, *saved, wanted=wanted[2:]) if grads is None else grads
 
 
-def _addresses(x: Tensor, weight: Tensor, mask: Tensor, bias_mask: Tensor | None) -> tuple[int, ...]:
-    found = x.data_ptr(), weight.data_ptr(), mask.data_ptr()
-    return found if bias_mask is None else (*found, bias_mask.data_ptr())
+def _differentiable_gradients(grad, x, weight, mask, bias_mask=None, *, wanted) -> tuple[Tensor | None, ...]:
+    wants_x, wants_weight, *wants_bias = wanted
+    grads = _gradients(grad, x, weight, mask, None, False, (wants_x, wants_weight, any(wants_bias)))
+    *grads, grad_bias = grads
+    return (None, None, *grads, *(kept_bias(grad_bias, bias_mask) for _ in wants_bias))
 
 
 def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
@@ -154,19 +135,11 @@ def kept_bias(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
 _plain_product = super(torch.autograd.Function, _PlainProduct).apply
 
 
-def _is_plain_call(
-    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None = None
-) -> bool:
-    return _masked_plain.is_plain_batch(x) and _masked_plain.is_plain_layer(
-        x.shape[1], x.dtype, weight, mask, bias, bias_mask
-    )
-
-
-def _plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None) -> Tensor:
-    needs_grad = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if needs_grad and torch.is_grad_enabled():
-        return _plain_product(x, weight, mask, bias, bias_mask)
-    return _masked_plain.product(x, weight, mask, bias, bias_mask)
+def _plain(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
+    """None, and nothing done, where these are no plain tensors that fit."""
+    if torch.compiler.is_compiling():
+        return None
+    return _masked_plain.plain_layers(_plain_product, x, [(weight, mask, bias, bias_mask, False)], False)
 
 
 def _product(*inputs) -> Tensor:
@@ -352,9 +325,8 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     if not isinstance(x, Tensor):
         check_tensor("x", x)
     if not x.is_cuda:
-        if _is_plain_call(x, weight, mask, bias):
-            return _plain(x, weight, mask, bias, None)
-        return _masked_linear(x, weight, mask, bias)
+        y = _plain(x, weight, mask, bias, None)
+        return _masked_linear(x, weight, mask, bias) if y is None else y
     if type(mask) is Tensor and not is_transformed() and not torch.is_autocast_enabled("cuda"):
         try:  # what torch would take but we do not is asked here, all else it refuses itself: these are microseconds
             if (
@@ -377,6 +349,5 @@ def masked_layer(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, bias_mask: Tensor | None = None
 ) -> Tensor:
     """masked_linear with the bias where ``bias_mask`` ``[O]`` is True: on plain tensors one step of autograd's less."""
-    if _is_plain_call(x, weight, mask, bias, bias_mask):
-        return _plain(x, weight, mask, bias, bias_mask)
-    return masked_linear(x, weight, mask, kept_bias(bias, bias_mask))
+    y = _plain(x, weight, mask, bias, bias_mask)
+    return masked_linear(x, weight, mask, kept_bias(bias, bias_mask)) if y is None else y

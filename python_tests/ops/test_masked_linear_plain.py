@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from ops.layers import F32, F64, gradients, layer
@@ -9,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pns_fast import ops
+from pns_fast.ops import _masked_plain
 from pns_fast.ops._library import plain_keys
 
 registered = torch.ops.pns_fast.masked_linear
@@ -28,6 +32,59 @@ def test_it_is_the_registered_op(dtype, density):
         gradients(ops.masked_linear, x, weight, mask, bias), gradients(registered, x, weight, mask, bias), strict=True
     ):
         assert torch.equal(got, expected)
+
+
+def is_plain(y):
+    return type(y.grad_fn).__name__ == "_PlainProductBackward"
+
+
+def test_plain_tensors_take_the_short_way_and_others_do_not():
+    x, weight, mask, bias = sizes()
+    weight.requires_grad_()
+    assert is_plain(ops.masked_linear(x, weight, mask, bias))
+    assert is_plain(ops.masked_linear(x, torch.nn.Parameter(weight), mask))
+    assert is_plain(ops.masked_linear(x, weight * 2, mask))
+    for others in (
+        (x.expand(2, 33, 70), weight, mask, bias),
+        (x.mT.contiguous().mT, weight, mask, bias),
+        (x, weight, mask.mT.contiguous().mT, bias),
+        (x, weight, mask, torch.ones(90)[::2]),
+        (x[:0], weight, mask, bias),
+        (x, weight, mask.float(), bias),
+    ):
+        y = ops.masked_linear(*others)
+        assert y.grad_fn is not None
+        assert not is_plain(y)
+        assert torch.equal(y, registered(*others))
+    strange = torch.ones(33, 1).as_strided((33, 1), (1, 5))  # contiguous all the same
+    assert is_plain(ops.masked_linear(strange, torch.ones(4, 1, requires_grad=True), torch.ones(4, 1).bool()))
+
+
+def test_a_torch_that_cannot_be_asked_from_c(monkeypatch):
+    x, weight, mask, bias = sizes()
+    expected = gradients(ops.masked_linear, x, weight, mask, bias)
+    monkeypatch.setattr(_masked_plain, "plain_layers", lambda *_: None)  # before torch 2.10
+    got = gradients(ops.masked_linear, x, weight, mask, bias)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert not is_plain(ops.masked_linear(x, weight.requires_grad_(), mask))
+
+
+def test_what_was_saved_goes_with_the_graph():
+    x, weight, mask, bias = sizes()
+    weight.requires_grad_()
+    gc.disable()
+    try:
+        y = ops.masked_linear(x, weight, mask, bias)
+        saved = weakref.ref(x)
+        del x
+        y.sum().backward()
+        assert saved() is None  # a backward lets go of it,
+        x = torch.randn(33, 70)
+        y, saved = ops.masked_linear(x, weight, mask, bias), weakref.ref(x)
+        del x, y
+        assert saved() is None  # and so does an output that nobody asks for its gradient
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("batch", [30, 70])
@@ -176,7 +233,7 @@ def test_a_change_between_forward_and_backward_is_refused(name):
 def test_a_wrong_upstream_gradient_is_refused():
     x, weight, mask, bias = sizes()
     y = ops.masked_linear(x.requires_grad_(), weight, mask, bias)
-    for wrong in (torch.ones(1, 45), torch.ones(33, 45, dtype=F64)):
+    for wrong in (torch.ones(1, 45), torch.ones(33, 45, dtype=F64), torch.ones(33 * 45)):
         with torch.no_grad(), pytest.raises((TypeError, ValueError), match="expected"):
             y.grad_fn.apply(wrong)  # past the engine, which checks shapes
 
