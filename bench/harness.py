@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 MAX_REPEATS = 25
-# A turn lasts at least this long, so that the clock and the first cold calls weigh little. On CUDA, where Python runs
-# ahead of the device, those of a short turn would be most of it: a training loop's calls are not the first ones.
-MIN_TURN_SECONDS = {"cpu": 0.002, "cuda": 0.02}
+# A turn lasts at least this long, so that the clock and the first cold calls weigh little: a training loop's calls are
+# not the first ones. Of 2 ms, eight calls through autograd, they took a quarter on the slowest machine. On CUDA, where
+# Python runs ahead of the device, it is more.
+MIN_TURN_SECONDS = {"cpu": 0.01, "cuda": 0.02}
 # OpenMP's workers spin for about a millisecond after a parallel region and would slow down whoever is next.
 PAUSE_SECONDS = 0.002
 GRAPH_WARM_UP = 3  # calls
