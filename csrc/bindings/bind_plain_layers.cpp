@@ -104,22 +104,23 @@ py::tuple PlainLayers::forward(const py::object& x, const py::tuple& tensors) {
 template <typename T>
 void PlainLayers::run_backward(const void* grad, void* grad_x, const std::vector<void*>& grad_trained, size_t lowest) {
   const int threads = n_threads(torch);
+  std::vector<std::unique_ptr<KeptWeights<T>>> kept;  // goes with what autograd saved; taken under the GIL, by one thread
+  for (Layer& l : layers) kept.push_back(std::move(std::get<std::unique_ptr<KeptWeights<T>>>(l.kept)));
   const py::gil_scoped_release release;
   AlignedBuffer<T> between[2];  // layers, in turns: one is read while the other is written
   for (size_t i = layers.size(); i-- > lowest;) {
-    Layer& l = layers[i];
+    const Layer& l = layers[i];
     T* below = i == 0 ? static_cast<T*>(grad_x) : nullptr;
     if (i > lowest) {
       between[i % 2].resize(batch * l.n_in);
       below = between[i % 2].data();
     }
-    const auto kept = std::move(std::get<std::unique_ptr<KeptWeights<T>>>(l.kept));  // goes with what autograd saved
     masked_linear_backward<T>({1, batch, l.n_in, l.n_out, static_cast<const T*>(grad),
                                static_cast<const T*>(l.has_relu ? l.y : nullptr), static_cast<const T*>(l.x),
                                static_cast<const T*>(l.weight), static_cast<const uint8_t*>(l.mask),
                                static_cast<const uint8_t*>(l.bias_mask), below,
                                static_cast<T*>(grad_trained[2 * i]), static_cast<T*>(grad_trained[2 * i + 1]), threads,
-                               kept.get()});
+                               kept[i].get()});
     grad = below;
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -97,6 +98,21 @@ def test_a_large_backward_takes_what_the_forward_kept(simd_level, batch, density
     for _ in range(2):  # the second finds out again
         got = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_large_backward_in_several_threads_at_once():
+    x, weight, mask, _ = layer(70, n_in=600, n_out=500, dtype=F32, density=0.1)
+    weight.requires_grad_()
+    upstream = torch.randn(70, 500)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(30):
+            y = ops.masked_linear(x, weight, mask)
+
+            def run(y=y):
+                return torch.autograd.grad(y, weight, upstream, retain_graph=True)[0]
+
+            first, *others = [asked.result() for asked in [pool.submit(run) for _ in range(4)]]
+            assert all(torch.equal(first, other) for other in others)
 
 
 def test_a_large_layer_without_samples(simd_level):
