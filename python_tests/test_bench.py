@@ -175,7 +175,8 @@ def test_turns_are_interleaved(harness):
         def run():
             turns.append(name)
             torch.ones(1).sum()
-            harness.time.sleep(0.003)  # longer than a turn must be, so that a turn is one call
+            # longer than a turn must be, so that a turn is one call
+            harness.time.sleep(1.2 * harness.MIN_TURN_SECONDS["cpu"])
 
         return run
 
@@ -183,7 +184,7 @@ def test_turns_are_interleaved(harness):
         harness.Case(
             "k", "c", lambda: [harness.Contender("a", slow("a"), is_ours=True), harness.Contender("b", slow("b"))]
         ),
-        0.05,
+        0.2,
         "cpu",
     )
     timed = turns[4:]  # a check and an estimate each
