@@ -36,13 +36,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(array)
 
 
-def empty_like(tensor: Tensor) -> Tensor:
-    """The same for a tensor that is contiguous and on the CPU."""
-    if tensor.numel() * 8 < SMALLEST:  # of any dtype, without asking for it
-        return torch.empty_like(tensor)
-    return empty(tensor.shape, tensor.dtype)
-
-
 def _aligned(n_bytes: int) -> np.ndarray:
     whole = np.empty(n_bytes + _ALIGNMENT, dtype=np.uint8)
     start = -whole.__array_interface__["data"][0] % _ALIGNMENT
